@@ -1,0 +1,2 @@
+//! The `breaktrace` command.
+fn main() {}

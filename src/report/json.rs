@@ -1,0 +1,80 @@
+//! Reports as JSON: written with the schema's name and version, refused when they are not ours or too new.
+
+use serde::Deserialize;
+
+use super::Report;
+
+/// The name by which reports are known.
+pub const SCHEMA_NAME: &str = "breaktrace.report";
+
+/// The version of the report's schema that this build writes, and the newest that it reads.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Why a document is no report that can be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// It is not JSON, or breaks off.
+    #[error("it is not a complete JSON document: {0}")]
+    NotJson(serde_json::Error),
+    /// It is JSON of some other program.
+    #[error("it is JSON, but no breaktrace report: {0}")]
+    Foreign(String),
+    /// A newer breaktrace wrote it.
+    #[error(
+        "it follows version {found} of the report's schema, and this breaktrace reads up to version {SCHEMA_VERSION}"
+    )]
+    Newer {
+        /// The document's version.
+        found: u32,
+    },
+}
+
+/// Writes a report as indented JSON with a final newline.
+///
+/// # Panics
+///
+/// Never: a report holds only strings, numbers and lists.
+#[must_use]
+pub fn to_json(report: &Report) -> String {
+    let mut text = serde_json::to_string_pretty(report).expect("a report has only string keys");
+    text.push('\n');
+    text
+}
+
+/// Reads a report.
+///
+/// # Errors
+///
+/// The text is no JSON, not a report, or a report of a newer version.
+pub fn from_json(text: &str) -> Result<Report, ReadError> {
+    #[derive(Deserialize)]
+    struct Probe {
+        schema: Option<serde_json::Value>,
+    }
+    // The version is looked at first, on its own: a newer report may not fit our structure at all.
+    let probe: Probe = serde_json::from_str(text).map_err(|error| {
+        if error.is_data() {
+            ReadError::Foreign("the document is not an object".into())
+        } else {
+            ReadError::NotJson(error)
+        }
+    })?;
+    let schema = probe.schema.unwrap_or_default();
+    let name = schema.get("name").and_then(serde_json::Value::as_str);
+    let version = schema.get("version").and_then(serde_json::Value::as_u64);
+    match (name, version) {
+        (Some(SCHEMA_NAME), Some(version)) if version <= u64::from(SCHEMA_VERSION) => {}
+        (Some(SCHEMA_NAME), Some(version)) => {
+            return Err(ReadError::Newer {
+                found: u32::try_from(version).unwrap_or(u32::MAX),
+            });
+        }
+        _ => {
+            return Err(ReadError::Foreign(
+                "`schema` does not name breaktrace.report".into(),
+            ));
+        }
+    }
+    serde_json::from_str(text).map_err(|error| ReadError::Foreign(error.to_string()))
+}
