@@ -1,0 +1,405 @@
+//! Sizes over time as filled steps.
+//!
+//! A column of the chart stands for a stretch of time and keeps the extremes of everything in it, so no peak is lost
+//! however many moves there were. Where the size went up *and* down within one column, the part between the extremes
+//! is shaded instead of filled.
+
+use crate::report::SpaceReport;
+use crate::report::TimelinePoint;
+use crate::units::ByteSize;
+use crate::units::Timestamp;
+
+use super::style::Line;
+use super::style::Tone;
+use super::words;
+
+/// Rows of the chart, without the time axis.
+const ROWS: usize = 6;
+/// Columns left of the scale: one to indent, and eight for the longest size, such as `64.7 MiB`.
+const LABEL_WIDTH: usize = 9;
+/// Rows of a chart whose sizes never change: there is nothing to see but the size.
+const FLAT_ROWS: usize = 2;
+/// Memory from mmap below this is drawn only when the break has even less.
+const LITTLE: u64 = 1 << 20;
+/// Steps within one character.
+const EIGHTHS: usize = 8;
+/// A character that is filled from its bottom to so many eighths.
+const FILLED: [char; EIGHTHS + 1] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// Between the extremes of a column that went up and down.
+const SHADED: char = '░';
+
+/// What one size did, column by column.
+struct Series {
+    name: &'static str,
+    tone: Tone,
+    peak: u64,
+    /// The size at the foot of the chart: zero, unless the size stayed so near its peak that nothing could be seen.
+    foot: u64,
+    columns: Vec<Span>,
+}
+
+/// What one size did during one column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    first: u64,
+    last: u64,
+    lowest: u64,
+    highest: u64,
+}
+
+/// One point of a timeline, reduced to one of its sizes.
+struct Point {
+    time: Timestamp,
+    value: u64,
+    lowest: u64,
+    highest: u64,
+}
+
+/// The time that a chart covers.
+#[derive(Clone, Copy)]
+struct Period {
+    start: Timestamp,
+    end: Timestamp,
+}
+
+/// The chart of one address space, in lines of at most `width` columns; no lines when no size was ever above zero.
+///
+/// Memory from mmap is drawn below the break, with a scale of its own, when it matters beside it.
+pub(super) fn lines(space: &SpaceReport, recording_end: Timestamp, width: usize) -> Vec<Line> {
+    let period = Period {
+        start: space.started_ns,
+        end: space.ended_ns.unwrap_or(recording_end),
+    };
+    let points = &space.timeline.points;
+    if points.is_empty() {
+        return Vec::new();
+    }
+    let drawn = drawn_peaks(space);
+    if drawn.is_empty() {
+        return Vec::new();
+    }
+    let plot_width = width.saturating_sub(LABEL_WIDTH + 2).max(1);
+    let rows = ROWS / drawn.len();
+    let series: Vec<Series> = drawn
+        .iter()
+        .map(|&(name, peak)| series(name, peak, space, period, plot_width))
+        .collect();
+    let rows = if series.iter().all(Series::is_flat) {
+        rows.min(FLAT_ROWS)
+    } else {
+        rows
+    };
+    let mut lines: Vec<Line> = series
+        .iter()
+        .flat_map(|series| series.lines(rows))
+        .collect();
+    let is_shaded = lines.iter().any(|line| line.contains(SHADED));
+    lines.push(axis(period, plot_width, is_shaded));
+    lines
+}
+
+/// Which sizes are worth drawing, with their peaks.
+fn drawn_peaks(space: &SpaceReport) -> Vec<(&'static str, u64)> {
+    let points = &space.timeline.points;
+    let highest = |of: fn(&TimelinePoint) -> u64| points.iter().map(of).max().unwrap_or(0);
+    let break_peak =
+        highest(|point| point.break_max_bytes).max(space.program_break.peak_bytes.unwrap_or(0));
+    let mapped_peak = highest(|point| point.anonymous_max_bytes).max(space.anonymous.peak_bytes);
+    let break_moved = space.program_break.grow_calls + space.program_break.shrink_calls > 0;
+    let mut drawn = Vec::new();
+    if break_peak > 0 && (break_moved || break_peak > mapped_peak) {
+        drawn.push(("break", break_peak));
+    }
+    // The dynamic linker alone maps some dozen KiB, which would be half the picture of a small program.
+    let matters = mapped_peak >= break_peak / 10 && mapped_peak >= LITTLE.min(break_peak);
+    if mapped_peak > 0 && (drawn.is_empty() || matters) {
+        drawn.push(("mmap", mapped_peak));
+    }
+    drawn
+}
+
+fn series(
+    name: &'static str,
+    peak: u64,
+    space: &SpaceReport,
+    period: Period,
+    width: usize,
+) -> Series {
+    let points = space.timeline.points.iter();
+    let (tone, columns) = if name == "break" {
+        let points = points.map(|point| Point {
+            time: point.time_ns,
+            value: point.break_bytes,
+            lowest: point.break_min_bytes,
+            highest: point.break_max_bytes,
+        });
+        // Where the heap's size was not known at first, nothing is drawn until it is.
+        let initial = space.program_break.start_bytes.unwrap_or(0);
+        (Tone::Growth, spans(points, initial, period, width))
+    } else {
+        let points = points.map(|point| Point {
+            time: point.time_ns,
+            value: point.anonymous_bytes,
+            lowest: point.anonymous_min_bytes,
+            highest: point.anonymous_max_bytes,
+        });
+        let initial = space.anonymous.start_bytes;
+        (Tone::Plain, spans(points, initial, period, width))
+    };
+    Series {
+        name,
+        tone,
+        peak,
+        foot: foot(&columns, peak),
+        columns,
+    }
+}
+
+/// Zero, or for a size that never fell below three quarters of its peak, something below the lowest.
+fn foot(columns: &[Span], peak: u64) -> u64 {
+    let lowest = columns.iter().map(|span| span.lowest).min().unwrap_or(0);
+    let range = peak.saturating_sub(lowest);
+    if range == 0 || range > peak / 4 {
+        0
+    } else {
+        lowest.saturating_sub(range / 2)
+    }
+}
+
+/// Sorts points into `width` columns; a value holds until the next point.
+fn spans(
+    points: impl Iterator<Item = Point>,
+    initial: u64,
+    period: Period,
+    width: usize,
+) -> Vec<Span> {
+    let mut points = points.peekable();
+    let mut value = initial;
+    (0..width)
+        .map(|column| {
+            let mut span = Span {
+                first: value,
+                last: value,
+                lowest: value,
+                highest: value,
+            };
+            while let Some(point) = points.next_if(|p| column_of(p.time, period, width) <= column) {
+                value = point.value;
+                span.last = value;
+                span.lowest = span.lowest.min(point.lowest).min(value);
+                span.highest = span.highest.max(point.highest).max(value);
+            }
+            span
+        })
+        .collect()
+}
+
+fn column_of(time: Timestamp, period: Period, width: usize) -> usize {
+    let length = u128::from(period.end.0.saturating_sub(period.start.0)).max(1);
+    let passed = u128::from(time.0.saturating_sub(period.start.0));
+    let column = passed * width as u128 / length;
+    usize::try_from(column).map_or(width - 1, |column| column.min(width - 1))
+}
+
+impl Span {
+    /// Whether the size only grew or only shrank.
+    fn is_one_way(self) -> bool {
+        self.lowest == self.first.min(self.last) && self.highest == self.first.max(self.last)
+    }
+
+    /// The character of this column in the row that begins `base` eighths above zero.
+    fn character(self, base: usize, level: impl Fn(u64) -> usize) -> char {
+        let top = level(self.highest);
+        let solid = if self.is_one_way() {
+            top
+        } else {
+            level(self.lowest)
+        };
+        if solid >= base + EIGHTHS {
+            FILLED[EIGHTHS]
+        } else if solid > base {
+            // The peak within the same character counts, lest it be lost.
+            FILLED[top.min(base + EIGHTHS) - base]
+        } else if top > base {
+            SHADED
+        } else {
+            FILLED[0]
+        }
+    }
+}
+
+impl Series {
+    fn is_flat(&self) -> bool {
+        self.columns
+            .iter()
+            .all(|span| span.highest == self.peak && span.is_one_way())
+    }
+
+    fn lines(&self, rows: usize) -> Vec<Line> {
+        // A dashed side warns that the scale does not begin at zero.
+        let side = if self.foot == 0 { '│' } else { '┊' };
+        (0..rows)
+            .map(|row| {
+                let base = (rows - 1 - row) * EIGHTHS;
+                let (text, edge) = match row {
+                    0 => (label(self.peak), '┤'),
+                    _ if row + 1 == rows => (label(self.foot), '┤'),
+                    1 => (self.name.to_owned(), side),
+                    _ => (String::new(), side),
+                };
+                let mut line = label_cell(&text);
+                line.push(Tone::Faint, &format!(" {edge}"));
+                let level = |value| self.level(value, rows * EIGHTHS);
+                let plot: String = self
+                    .columns
+                    .iter()
+                    .map(|span| span.character(base, level))
+                    .collect();
+                line.push(self.tone, &plot);
+                line
+            })
+            .collect()
+    }
+
+    /// How many of `levels` eighths a value fills; whatever is above the foot can be seen.
+    fn level(&self, value: u64, levels: usize) -> usize {
+        let height = u128::from(value.saturating_sub(self.foot));
+        if height == 0 {
+            return 0;
+        }
+        let whole = u128::from(self.peak.saturating_sub(self.foot)).max(1);
+        let scaled = (height * levels as u128 + whole / 2) / whole;
+        usize::try_from(scaled).map_or(levels, |level| level.clamp(1, levels))
+    }
+}
+
+fn label(bytes: u64) -> String {
+    ByteSize(bytes).to_string()
+}
+
+fn label_cell(text: &str) -> Line {
+    let mut line = Line::of(
+        Tone::Plain,
+        &" ".repeat(LABEL_WIDTH.saturating_sub(words::columns(text))),
+    );
+    line.push(Tone::Faint, text);
+    line
+}
+
+/// The time axis, with its start and its end.
+fn axis(period: Period, plot_width: usize, is_shaded: bool) -> Line {
+    let start = words::duration(period.start.0);
+    let end = words::duration(period.end.0);
+    let legend = if is_shaded {
+        " ░ went up and down "
+    } else {
+        ""
+    };
+    let between = plot_width.saturating_sub(words::columns(&start) + words::columns(&end) + 2);
+    let legend = if words::columns(legend) <= between {
+        legend
+    } else {
+        ""
+    };
+    let rest = between - words::columns(legend);
+    let mut line = label_cell("");
+    line.push(
+        Tone::Faint,
+        &format!(
+            "  {start} {}{legend}{} {end}",
+            "─".repeat(rest / 2),
+            "─".repeat(rest - rest / 2)
+        ),
+    );
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Period = Period {
+        start: Timestamp(0),
+        end: Timestamp(1_000),
+    };
+
+    fn point(time: u64, value: u64, lowest: u64, highest: u64) -> Point {
+        Point {
+            time: Timestamp(time),
+            value,
+            lowest,
+            highest,
+        }
+    }
+
+    fn drawn(points: Vec<Point>, peak: u64, rows: usize, width: usize) -> Vec<String> {
+        let series = Series {
+            name: "break",
+            tone: Tone::Plain,
+            peak,
+            foot: 0,
+            columns: spans(points.into_iter(), 0, SECOND, width),
+        };
+        series
+            .lines(rows)
+            .iter()
+            .map(|line| line.paint(false).chars().skip(LABEL_WIDTH + 2).collect())
+            .collect()
+    }
+
+    #[test]
+    fn a_value_holds_until_the_next_point() {
+        let points = vec![point(250, 8, 0, 8), point(750, 16, 8, 16)];
+        assert_eq!(drawn(points, 16, 2, 8), ["      ██", "  ██████"]);
+    }
+
+    #[test]
+    fn a_spike_within_one_column_shows_its_full_height() {
+        let points = vec![point(0, 8, 8, 8), point(500, 8, 8, 32)];
+        assert_eq!(drawn(points, 32, 4, 4), ["  ░", "  ░", "  ░", "████"]);
+    }
+
+    #[test]
+    fn a_dip_within_one_column_shows_its_depth() {
+        let points = vec![point(0, 32, 0, 32), point(500, 32, 8, 32)];
+        assert_eq!(drawn(points, 32, 4, 4), ["██░█", "██░█", "██░█", "████"]);
+    }
+
+    #[test]
+    fn the_smallest_size_above_zero_can_be_seen() {
+        let points = vec![point(0, 1, 0, 1), point(999, 1_000_000, 1, 1_000_000)];
+        assert_eq!(drawn(points, 1_000_000, 2, 4), ["   █", "▁▁▁█"]);
+    }
+
+    #[test]
+    fn a_size_near_its_peak_all_the_time_is_drawn_from_a_foot_above_zero() {
+        let span = |size| Span {
+            first: size,
+            last: size,
+            lowest: size,
+            highest: size,
+        };
+        assert_eq!(foot(&[span(96), span(100)], 100), 94);
+        assert_eq!(foot(&[span(50), span(100)], 100), 0);
+        assert_eq!(foot(&[span(100), span(100)], 100), 0);
+        assert_eq!(foot(&[], 0), 0);
+    }
+
+    #[test]
+    fn points_outside_the_period_stay_at_its_edges() {
+        let points = vec![point(5_000, 8, 8, 8)];
+        assert_eq!(drawn(points, 8, 1, 3), ["  █"]);
+        let nothing = Period {
+            start: Timestamp(7),
+            end: Timestamp(7),
+        };
+        let columns = spans([point(7, 8, 8, 8)].into_iter(), 0, nothing, 3);
+        assert_eq!(columns[0].last, 8);
+    }
+
+    #[test]
+    fn the_largest_values_do_not_overflow() {
+        let points = vec![point(0, u64::MAX, 0, u64::MAX)];
+        assert_eq!(drawn(points, u64::MAX, 1, 2), ["██"]);
+    }
+}
