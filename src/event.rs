@@ -581,8 +581,9 @@ pub enum SnapshotReason {
     Interval,
     /// `--verify`: after a call.
     Verify,
-    /// Two threads moved the same thing at once; only the kernel knows in which order.
-    Overlap,
+    /// The events alone no longer tell the state: two threads moved the break at once, so that only the kernel knows
+    /// in which order, or a call could not be decoded.
+    Resync,
     /// The process was about to end or to be let go.
     End,
 }
@@ -647,6 +648,8 @@ pub enum NoticeCode {
     ProcessNotSeen,
     /// The program break at attach is known to a page only.
     BreakRounded,
+    /// The program has ended, and processes that it left behind still run.
+    StillRunning,
     /// The recording itself is incomplete.
     Incomplete,
 }

@@ -1,6 +1,8 @@
 //! breaktrace: what moved the program break, and what came back.
 pub mod event;
+pub mod inherited;
 pub mod mapping;
 pub mod render;
 pub mod report;
+pub mod tracer;
 pub mod units;

@@ -1,0 +1,640 @@
+//! What each stop means, and how the tracee goes on from it.
+
+use std::rc::Rc;
+
+use super::Phase;
+use super::Tracer;
+use super::abi;
+use super::call::Finished;
+use super::call::Pending;
+use super::call::Range;
+use super::proc;
+use super::stop::Birth;
+use super::stop::Change;
+use super::stop::Resume;
+use super::stop::Stop;
+use super::stop::Stopped;
+use super::sys;
+use super::sys::SyscallInfo;
+use super::tracee::Command;
+use super::tracee::Doing;
+use super::tracee::Process;
+use super::tracee::Space;
+use crate::event::CallResult;
+use crate::event::Event;
+use crate::event::EventKind;
+use crate::event::MapFlags;
+use crate::event::Mode;
+use crate::event::Notice;
+use crate::event::NoticeCode;
+use crate::event::Origin;
+use crate::event::Outcome;
+use crate::event::RemapFlags;
+use crate::event::Snapshot;
+use crate::event::SnapshotReason;
+use crate::event::SpaceId;
+use crate::event::Stops;
+use crate::mapping::Mapping;
+use crate::mapping::MappingKind;
+use crate::units::Address;
+
+impl Tracer {
+    /// A wait told something of a thread.
+    pub(super) fn handle(&mut self, tid: u32, change: Change) {
+        match change {
+            Change::Ended(outcome) => self.ended(tid, outcome),
+            Change::Stopped(stop) if self.tracees.threads.contains_key(&tid) => {
+                self.stopped(Stopped::reported(tid), stop);
+            }
+            Change::Stopped(stop) => self.stranger_stopped(tid, stop),
+            Change::Continued => {}
+        }
+    }
+
+    /// A tracee stopped.
+    pub(super) fn stopped(&mut self, stopped: Stopped, stop: Stop) {
+        let tid = stopped.tid();
+        if self.latency.count_stop(self.now()) && !self.latency_told {
+            self.latency_told = true;
+            let message = "while stops came fast, idle processors were kept awake through /dev/cpu_dma_latency; \
+                           --no-latency-hold forbids it, at the price of slower stops";
+            self.mention(tid, NoticeCode::LatencyHeld, message.to_owned());
+        }
+        if Some(tid) == self.launched {
+            self.launched_is_stopped = stop == Stop::Group;
+        }
+        match stop {
+            Stop::Seccomp => self.filtered_call(stopped),
+            Stop::Syscall => self.syscall_stop(stopped),
+            Stop::Child(birth) => self.child_born(stopped, birth),
+            Stop::Exec => self.executed(stopped),
+            Stop::Exit => self.about_to_end(stopped),
+            Stop::Group => {
+                self.go_on(stopped, Resume::Listen);
+                self.stop_with_program();
+            }
+            Stop::Event => self.go_on_with(stopped, 0),
+            Stop::Signal(signal) => self.go_on_with(stopped, signal),
+        }
+    }
+
+    /// A thread stopped that we have not heard of.
+    fn stranger_stopped(&mut self, tid: u32, stop: Stop) {
+        if self.unwanted.remove(&tid) {
+            Stopped::reported(tid).detach(0);
+        } else if stop == Stop::Exec && self.tracees.processes.contains_key(&tid) {
+            // The leader had exited before we attached; another thread execs now, and takes its number.
+            self.tracees.add_thread(tid, tid, Doing::Unknown);
+            self.stopped(Stopped::reported(tid), stop);
+        } else {
+            // A new child may stop before its parent has told of it.
+            self.parked.insert(tid, (stop, self.now()));
+        }
+    }
+
+    /// Lets a tracee go on as far as its next interesting stop, with a signal delivered (0: none).
+    fn go_on_with(&mut self, stopped: Stopped, signal: i32) {
+        let in_memory_call = self
+            .tracees
+            .threads
+            .get(&stopped.tid())
+            .is_some_and(|tracee| matches!(tracee.doing, Doing::MemoryCall(_)));
+        let every_call = self.recording.capture.stops == Stops::EveryCall;
+        let how = if every_call || in_memory_call { Resume::ToSyscall(signal) } else { Resume::Run(signal) };
+        self.go_on(stopped, how);
+    }
+
+    /// Lets a tracee go on, or holds it while processes are joined or left.
+    fn go_on(&mut self, stopped: Stopped, how: Resume) {
+        let hold = match self.phase {
+            Phase::Joining { .. } => true,
+            Phase::Leaving { let_go, .. } => {
+                if let_go {
+                    self.tracees.threads.remove(&stopped.tid());
+                    super::detach(stopped, how);
+                    return;
+                }
+                true
+            }
+            Phase::Tracing | Phase::Over => false,
+        };
+        if hold && let Some(tracee) = self.tracees.threads.get_mut(&stopped.tid()) {
+            // One that is about to end must go on: others may wait for its end.
+            if !tracee.ending {
+                tracee.held = Some((stopped, how));
+                return;
+            }
+        }
+        stopped.resume(how);
+    }
+
+    // ---- calls ----
+
+    /// The filter stopped a call that is about to begin.
+    fn filtered_call(&mut self, stopped: Stopped) {
+        let Ok(SyscallInfo::Entry {
+            architecture,
+            number,
+            arguments,
+        }) = stopped.syscall_info()
+        else {
+            // Killed meanwhile, as its end will tell.
+            self.go_on_with(stopped, 0);
+            return;
+        };
+        match Pending::entered(architecture, number, arguments) {
+            Some(pending) if pending.is_clone() => keep_child_traced(stopped.tid(), architecture, number, arguments),
+            Some(pending) => self.tracees.enter_call(stopped.tid(), pending),
+            // The program has a filter of its own that asks for a tracer.
+            None => {}
+        }
+        self.go_on_with(stopped, 0);
+    }
+
+    /// A call begins or returns; which of the two, the kernel says.
+    fn syscall_stop(&mut self, stopped: Stopped) {
+        let tid = stopped.tid();
+        match stopped.syscall_info() {
+            Ok(SyscallInfo::Entry {
+                architecture,
+                number,
+                arguments,
+            }) => {
+                self.tracees.leave_call(tid, Doing::OtherCall);
+                if let Some(pending) = Pending::entered(architecture, number, arguments)
+                    && !pending.is_clone()
+                {
+                    self.tracees.enter_call(tid, pending);
+                }
+                self.go_on_with(stopped, 0);
+            }
+            Ok(SyscallInfo::Exit {
+                architecture,
+                value,
+                is_error,
+            }) => self.call_returned(stopped, architecture, value, is_error),
+            Ok(SyscallInfo::None) | Err(_) => self.go_on_with(stopped, 0),
+        }
+    }
+
+    fn call_returned(&mut self, stopped: Stopped, architecture: u32, value: i64, is_error: bool) {
+        let tid = stopped.tid();
+        let entry_was_missed = self
+            .tracees
+            .threads
+            .get(&tid)
+            .is_some_and(|tracee| matches!(tracee.doing, Doing::Unknown));
+        let pending = self.tracees.leave_call(tid, Doing::Program).or_else(|| {
+            let (number, arguments) = entry_was_missed.then(|| sys::call_in_registers(tid)).flatten()?;
+            Pending::entered(architecture, number, arguments).filter(|pending| !pending.is_clone())
+        });
+        let Some((pending, space)) = pending.zip(self.tracees.space_of(tid)) else {
+            self.go_on_with(stopped, 0);
+            return;
+        };
+        let before = self.tracees.spaces.get(&space).and_then(|space| space.program_break);
+        let finished = pending.finish(tid, value, is_error, before);
+        let unsure = self.apply(space, &pending, &finished);
+        if self.options.verify || unsure {
+            // The tracee stands still until the snapshot is taken.
+            self.tell_finished(tid, space, finished);
+            let reason = if unsure { SnapshotReason::Resync } else { SnapshotReason::Verify };
+            self.snapshot_by(tid, space, reason);
+            self.go_on_with(stopped, 0);
+        } else {
+            // The program goes on while the event is told.
+            self.go_on_with(stopped, 0);
+            self.tell_finished(tid, space, finished);
+        }
+    }
+
+    /// Notes what a finished call did to the break. Returns whether the events alone no longer tell the state.
+    fn apply(&mut self, space: SpaceId, pending: &Pending, finished: &Finished) -> bool {
+        let Some(space) = self.tracees.spaces.get_mut(&space) else {
+            return false;
+        };
+        match finished {
+            Finished::Event(EventKind::Brk { after, .. }) => {
+                let moved = space.program_break != Some(*after);
+                space.program_break = Some(*after);
+                let overlapped = space.under_way.iter().any(|(_, other)| other.moves_break);
+                space.break_unsure |= overlapped && (moved || pending.moves_break());
+            }
+            Finished::Event(EventKind::NotDecoded { .. }) => space.break_unsure = true,
+            Finished::Event(_) | Finished::AdviceTo { .. } | Finished::Nothing => {}
+        }
+        let unsure = space.break_unsure && space.under_way.is_empty();
+        space.break_unsure &= !unsure;
+        unsure
+    }
+
+    fn tell_finished(&mut self, tid: u32, space: SpaceId, finished: Finished) {
+        match finished {
+            Finished::Event(kind) => {
+                if let EventKind::NotDecoded { abi, .. } = &kind {
+                    self.mention_undecoded(tid, &abi.clone());
+                }
+                match self.took_effect_after(tid, space, &kind) {
+                    Some(other) => {
+                        if let Some(event) = self.event(tid, space, kind) {
+                            self.delayed.push((other, event));
+                        }
+                    }
+                    None => self.record(tid, space, kind),
+                }
+            }
+            Finished::AdviceTo { pidfd, events } => {
+                let target = proc::process_of_pidfd(tid, pidfd).and_then(|pid| self.tracees.processes.get(&pid));
+                // Advice to a process that is not under trace concerns none that is.
+                if let Some(space) = target.map(|process| process.space) {
+                    for kind in events {
+                        self.record(tid, space, kind);
+                    }
+                }
+            }
+            Finished::Nothing => {}
+        }
+        self.release_delayed(tid);
+    }
+
+    /// The thread whose call, still under way, must have freed the addresses that this one was given: its return is
+    /// seen later, but it took effect earlier.
+    fn took_effect_after(&self, tid: u32, space: SpaceId, kind: &EventKind) -> Option<u32> {
+        let given = given_by_kernel(kind)?;
+        self.tracees
+            .spaces
+            .get(&space)?
+            .under_way
+            .iter()
+            .find(|(other, call)| *other != tid && call.frees.is_some_and(|range| range.overlaps(given)))
+            .map(|(other, _)| *other)
+    }
+
+    /// Hands out what waited for a call of this thread.
+    fn release_delayed(&mut self, tid: u32) {
+        if self.delayed.is_empty() {
+            return;
+        }
+        let (released, still): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.delayed).into_iter().partition(|(awaited, _)| *awaited == tid);
+        self.delayed = still;
+        let now = self.now();
+        for (_, mut event) in released {
+            event.time = now;
+            self.ready.push_back(event);
+        }
+    }
+
+    fn mention_undecoded(&mut self, tid: u32, abi: &str) {
+        if self.undecoded.insert(abi.to_owned()) {
+            let message = format!(
+                "some memory calls of the {abi} ABI are not decoded; what they did is taken from /proc/PID/maps"
+            );
+            self.mention(tid, NoticeCode::NotDecoded, message);
+        }
+    }
+
+    // ---- processes and threads ----
+
+    /// A launched program is about to begin.
+    pub(super) fn admit_launched(&mut self, stopped: Stopped, notices: Vec<Notice>) {
+        let pid = stopped.tid();
+        let every_call = self.recording.capture.stops == Stops::EveryCall;
+        // The exec itself has still to return, where returns are seen.
+        let doing = if every_call { Doing::OtherCall } else { Doing::Program };
+        self.admit_process_quietly(pid, Origin::Launched);
+        self.tracees.add_thread(pid, pid, doing);
+        self.process_started(pid, Origin::Launched, None, None);
+        for notice in notices {
+            self.mention(pid, notice.code, notice.message);
+        }
+        if let Some(space) = self.tracees.space_of(pid) {
+            self.snapshot_by(pid, space, SnapshotReason::Start);
+        }
+        self.go_on_with(stopped, 0);
+    }
+
+    /// Makes a process known that has an address space of its own, without telling of it.
+    pub(super) fn admit_process_quietly(&mut self, pid: u32, origin: Origin) {
+        let recorded = match origin {
+            Origin::Launched => true,
+            Origin::Attached => self.options.follow || self.recording.mode == Mode::Attach,
+            Origin::Forked | Origin::Vforked | Origin::Cloned => self.options.follow,
+        };
+        let space = self.new_space(pid, recorded);
+        let process = Process {
+            space,
+            recorded,
+            command: Rc::new(Command::of(pid)),
+            last_outcome: None,
+        };
+        self.tracees.processes.insert(pid, process);
+    }
+
+    /// Makes a process known, and tells of it.
+    pub(super) fn admit_process(&mut self, pid: u32, origin: Origin, doing: Doing) {
+        self.admit_process_quietly(pid, origin);
+        self.tracees.add_thread(pid, pid, doing);
+        self.process_started(pid, origin, None, None);
+        if let Some(space) = self.tracees.space_of(pid) {
+            self.snapshot_by(pid, space, SnapshotReason::Attach);
+        }
+    }
+
+    /// A tracee has a child.
+    fn child_born(&mut self, stopped: Stopped, birth: Birth) {
+        let parent = stopped.tid();
+        let child = stopped.event_message().ok().and_then(|message| u32::try_from(message).ok());
+        let family = self.tracees.process_of(parent).map(|(pid, process)| (pid, process.space));
+        if let Some((child, (pid, space))) = child.zip(family) {
+            let shares = sys::same_address_space(parent, child).unwrap_or(birth != Birth::Fork);
+            if shares && proc::is_thread_of(child, pid) {
+                self.tracees.add_thread(child, pid, self.newborn());
+                self.thread_started(child, pid);
+            } else if self.options.follow || self.launched_with_filter() {
+                self.process_born(child, pid, space, birth, shares);
+            } else {
+                self.unwanted.insert(child);
+            }
+            if let Some((stop, _)) = self.parked.remove(&child) {
+                self.handle(child, Change::Stopped(stop));
+            }
+        }
+        self.go_on_with(stopped, 0);
+    }
+
+    /// What a new thread is about to do: return from the call that made it, where returns are seen.
+    fn newborn(&self) -> Doing {
+        match self.recording.capture.stops {
+            Stops::EveryCall => Doing::OtherCall,
+            Stops::MemoryCalls => Doing::Program,
+        }
+    }
+
+    /// Whether all descendants have the filter, and so need a tracer.
+    fn launched_with_filter(&self) -> bool {
+        self.recording.capture.stops == Stops::MemoryCalls
+    }
+
+    fn process_born(&mut self, child: u32, parent: u32, parents_space: SpaceId, birth: Birth, shares: bool) {
+        let origin = match (shares, birth) {
+            (false, _) => Origin::Forked,
+            (true, Birth::Vfork) => Origin::Vforked,
+            (true, _) => Origin::Cloned,
+        };
+        let Some(command) = self.tracees.processes.get(&parent).map(|process| Rc::clone(&process.command)) else {
+            return;
+        };
+        let recorded = self.options.follow;
+        let mut copy_is_unsure = false;
+        let space = if shares {
+            parents_space
+        } else {
+            let original = self.tracees.spaces.get(&parents_space);
+            copy_is_unsure = original.is_some_and(|space| !space.under_way.is_empty());
+            let program_break = original.and_then(|space| space.program_break);
+            self.tracees.new_space(Space {
+                owner: child,
+                recorded,
+                program_break,
+                ..Space::default()
+            })
+        };
+        let process = Process {
+            space,
+            recorded,
+            command,
+            last_outcome: None,
+        };
+        self.tracees.processes.insert(child, process);
+        self.tracees.add_thread(child, child, self.newborn());
+        self.process_started(child, origin, Some(parent), Some(parents_space));
+        if copy_is_unsure {
+            // Whether the calls under way came before the copy, only the copy itself tells.
+            self.snapshot_by(child, space, SnapshotReason::Start);
+        }
+    }
+
+    /// A process runs a new program.
+    fn executed(&mut self, stopped: Stopped) {
+        // The thread that called exec has become the leader; all others are gone without a word (ptrace(2), "execve(2)
+        // under ptrace").
+        let pid = stopped.tid();
+        let others: Vec<u32> = self.tracees.threads_of(pid).filter(|tid| *tid != pid).collect();
+        for tid in others {
+            self.forget_thread(tid);
+            self.record_process(pid, tid, EventKind::ThreadEnded);
+        }
+        self.tracees.leave_call(pid, self.newborn());
+        let Some(process) = self.tracees.processes.get(&pid) else {
+            self.go_on_with(stopped, 0);
+            return;
+        };
+        let (from_space, recorded) = (process.space, process.recorded);
+        let space = self.new_space(pid, recorded);
+        let command = Rc::new(Command::of(pid));
+        let kind = EventKind::Exec {
+            program: command.program.clone(),
+            arguments: command.arguments.clone(),
+            from_space,
+        };
+        if let Some(process) = self.tracees.processes.get_mut(&pid) {
+            process.space = space;
+            process.command = command;
+        }
+        self.tracees.drop_space_if_unused(from_space);
+        self.record_process(pid, pid, kind);
+        self.snapshot_by(pid, space, SnapshotReason::Start);
+        self.go_on_with(stopped, 0);
+    }
+
+    /// A thread is about to end; its memory is still there.
+    fn about_to_end(&mut self, stopped: Stopped) {
+        let tid = stopped.tid();
+        self.tracees.leave_call(tid, Doing::Program);
+        self.release_delayed(tid);
+        if let Some(tracee) = self.tracees.threads.get_mut(&tid) {
+            tracee.ending = true;
+        }
+        if let Some(space) = self.tracees.space_of(tid)
+            && self.tracees.spaces.get(&space).is_some_and(|space| space.recorded)
+            && !self.tracees.is_in_use(space)
+        {
+            self.snapshot_by(tid, space, SnapshotReason::End);
+        }
+        self.go_on_with(stopped, 0);
+    }
+
+    /// A thread has ended.
+    fn ended(&mut self, tid: u32, outcome: Outcome) {
+        self.parked.remove(&tid);
+        self.unwanted.remove(&tid);
+        let Some(pid) = self.tracees.threads.get(&tid).map(|tracee| tracee.pid) else {
+            return;
+        };
+        self.forget_thread(tid);
+        if self.tracees.threads_of(pid).next().is_some() {
+            self.record_process(pid, tid, EventKind::ThreadEnded);
+        } else {
+            // With the leader gone, all threads of a process end alike.
+            self.process_ended(pid, outcome);
+            if let Some(process) = self.tracees.processes.remove(&pid) {
+                self.tracees.drop_space_if_unused(process.space);
+            }
+            if Some(pid) == self.launched && self.launched_outcome.is_none() {
+                self.launched_outcome = Some((outcome, self.now()));
+            }
+        }
+    }
+
+    fn forget_thread(&mut self, tid: u32) {
+        self.tracees.leave_call(tid, Doing::Program);
+        self.release_delayed(tid);
+        self.tracees.threads.remove(&tid);
+    }
+
+    // ---- telling ----
+
+    /// Tells of a new process.
+    pub(super) fn process_started(
+        &mut self,
+        pid: u32,
+        origin: Origin,
+        parent: Option<u32>,
+        from_space: Option<SpaceId>,
+    ) {
+        let Some(process) = self.tracees.processes.get(&pid) else {
+            return;
+        };
+        let command = Rc::clone(&process.command);
+        let kind = EventKind::ProcessStarted {
+            origin,
+            parent,
+            from_space,
+            program: command.program.clone(),
+            arguments: command.arguments.clone(),
+        };
+        self.record_process(pid, pid, kind);
+    }
+
+    /// Tells of a new thread.
+    pub(super) fn thread_started(&mut self, tid: u32, pid: u32) {
+        self.record_process(pid, tid, EventKind::ThreadStarted);
+    }
+
+    /// Tells of the end of a process, once.
+    pub(super) fn process_ended(&mut self, pid: u32, outcome: Outcome) {
+        if let Some(process) = self.tracees.processes.get_mut(&pid)
+            && process.last_outcome.replace(outcome).is_none()
+        {
+            self.record_process(pid, pid, EventKind::ProcessEnded { outcome });
+        }
+    }
+
+    /// Hands out an event of a process, if it is recorded.
+    fn record_process(&mut self, pid: u32, tid: u32, kind: EventKind) {
+        let Some(process) = self.tracees.processes.get(&pid) else {
+            return;
+        };
+        if process.recorded {
+            self.tell(process.space, pid, tid, kind);
+        }
+    }
+
+    /// Hands out an event of an address space, if that is recorded.
+    pub(super) fn record(&mut self, tid: u32, space: SpaceId, kind: EventKind) {
+        if let Some(event) = self.event(tid, space, kind) {
+            self.ready.push_back(event);
+        }
+    }
+
+    fn event(&self, tid: u32, space: SpaceId, kind: EventKind) -> Option<Event> {
+        let state = self.tracees.spaces.get(&space).filter(|space| space.recorded)?;
+        let caller = self.tracees.process_of(tid).filter(|(_, process)| process.recorded);
+        // An unrecorded child that shares the memory of a recorded process acts on its behalf.
+        let pid = caller.map_or(state.owner, |(pid, _)| pid);
+        Some(Event {
+            time: self.now(),
+            pid,
+            tid,
+            space,
+            kind,
+        })
+    }
+
+    /// Takes the program break from a snapshot, where it is not known better.
+    pub(super) fn learn_break(&mut self, space: SpaceId, snapshot: &Snapshot) {
+        let Some(space) = self.tracees.spaces.get_mut(&space) else {
+            return;
+        };
+        let heap_end = snapshot
+            .mappings
+            .iter()
+            .filter(|mapping| mapping.kind() == MappingKind::Heap)
+            .map(|mapping: &Mapping| mapping.end)
+            .max();
+        match snapshot.reason {
+            // The break begins where the heap does, before the first call (fs/binfmt_elf.c).
+            SnapshotReason::Start if space.program_break.is_none() => space.program_break = snapshot.heap_start,
+            SnapshotReason::Attach => space.program_break = heap_end.or(snapshot.heap_start),
+            SnapshotReason::Resync => space.program_break = heap_end.or(space.program_break),
+            _ => {}
+        }
+    }
+}
+
+/// The addresses that the kernel chose for a call, as they were free.
+fn given_by_kernel(kind: &EventKind) -> Option<Range> {
+    match kind {
+        EventKind::Mmap {
+            length,
+            flags,
+            result: CallResult::Done(address),
+            ..
+        } if !flags.contains(MapFlags::FIXED) => Some(range(*address, *length)),
+        EventKind::Mremap {
+            new_length,
+            flags,
+            address: old,
+            result: CallResult::Done(address),
+            ..
+        } if address != old && !flags.contains(RemapFlags::FIXED) => Some(range(*address, *new_length)),
+        EventKind::Shmat {
+            length: Some(length),
+            result: CallResult::Done(address),
+            ..
+        }
+        | EventKind::MapShadowStack {
+            length,
+            result: CallResult::Done(address),
+        } => Some(range(*address, *length)),
+        _ => None,
+    }
+}
+
+fn range(start: Address, length: u64) -> Range {
+    Range {
+        start: start.0,
+        end: (start + length).0,
+    }
+}
+
+/// Takes `CLONE_UNTRACED` off a clone that is about to begin: without a tracer, the filter would make each memory
+/// call of the child fail.
+fn keep_child_traced(tid: u32, architecture: u32, number: u64, arguments: [u64; 6]) {
+    const CLONE_UNTRACED: u64 = libc::CLONE_UNTRACED.cast_unsigned() as u64;
+    let Some((found, call)) = abi::find(architecture, number) else {
+        return;
+    };
+    let _ = match call {
+        abi::Call::Clone if arguments[0] & CLONE_UNTRACED != 0 => {
+            sys::set_first_argument(tid, found.is_32_bit, arguments[0] & !CLONE_UNTRACED)
+        }
+        // The flags are the first member of struct clone_args (clone(2)).
+        abi::Call::Clone3 => match sys::read_word(tid, arguments[0]) {
+            Some(flags) if flags & CLONE_UNTRACED != 0 => sys::write_word(tid, arguments[0], flags & !CLONE_UNTRACED),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    };
+}

@@ -1,0 +1,703 @@
+//! The tracer: everything that calls ptrace. Stops go in, [`Event`]s come out.
+//!
+//! [`Tracer::launch`] starts a program, [`Tracer::attach`] joins running ones; then [`Tracer::next_event`] is called
+//! until there are no more. One thread does it all: ptrace obeys only the thread that attached, and
+//! `PTRACE_O_EXITKILL` fires when that thread ends (ptrace(2)).
+//!
+//! What a stop means is in `dispatch`; this file owns the loop around it, the requests from outside, and the clock.
+
+mod abi;
+mod attach;
+mod call;
+mod dispatch;
+mod executable;
+mod latency;
+mod launch;
+mod proc;
+mod requests;
+mod seccomp;
+mod stop;
+mod sys;
+mod tracee;
+mod wait;
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use libc::c_int;
+use nix::errno::Errno;
+
+pub use self::attach::AttachError;
+pub use self::launch::Launch;
+pub use self::launch::LaunchError;
+
+use self::latency::LatencyHold;
+use self::requests::Handlers;
+use self::requests::Requests;
+use self::stop::Resume;
+use self::stop::Stop;
+use self::stop::Stopped;
+use self::tracee::Doing;
+use self::tracee::Process;
+use self::tracee::Space;
+use self::tracee::Tracees;
+use self::wait::Waited;
+use self::wait::Waiter;
+use crate::event::Capture;
+use crate::event::EndReason;
+use crate::event::Event;
+use crate::event::EventKind;
+use crate::event::Machine;
+use crate::event::Mode;
+use crate::event::Notice;
+use crate::event::NoticeCode;
+use crate::event::Origin;
+use crate::event::Outcome;
+use crate::event::Recording;
+use crate::event::SnapshotReason;
+use crate::event::SpaceId;
+use crate::event::Stops;
+use crate::units::Timestamp;
+
+/// A process whose parent died before it could tell us of it is taken in after so long.
+const ORPHAN_PATIENCE: u64 = 200_000_000;
+/// So long we wait for all threads of attached processes to stop, in nanoseconds; one that sleeps uninterruptibly
+/// must not keep the others standing.
+const STANDSTILL_PATIENCE: u64 = 50_000_000;
+/// So long we wait for the last threads to stop before we leave without them: the kernel lets them go when we end.
+const LEAVING_PATIENCE: u64 = 1_000_000_000;
+/// So long after SIGTERM the program is killed, when `--duration` is over.
+const TERMINATION_PATIENCE: u64 = 5_000_000_000;
+/// So long after the program's end we mention the processes that it left behind.
+const DAEMON_PATIENCE: u64 = 1_000_000_000;
+
+/// How to trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Record children, too.
+    pub follow: bool,
+    /// Take a snapshot after every memory call.
+    pub verify: bool,
+    /// Hold the idle-wake latency of the processors down while stops come fast.
+    pub latency_hold: bool,
+    /// End the recording after so long: an attached process is let go, a launched one is asked to end (SIGTERM) and
+    /// killed five seconds later.
+    pub duration: Option<Duration>,
+    /// Take snapshots this often.
+    pub every: Option<Duration>,
+}
+
+/// Why tracing cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[error("tracing failed: {request}: {}", errno.desc())]
+pub struct TraceError {
+    request: &'static str,
+    errno: Errno,
+}
+
+impl TraceError {
+    fn new(request: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self { request, errno }
+    }
+}
+
+/// What the tracer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Processes we attach to come to a standstill.
+    Joining {
+        /// When that began.
+        since: Timestamp,
+    },
+    /// The work.
+    Tracing,
+    /// Processes we let go come to a standstill.
+    Leaving {
+        /// When that began.
+        since: Timestamp,
+        /// Those that stood still have been let go.
+        let_go: bool,
+    },
+    /// There is nothing more to tell.
+    Over,
+}
+
+/// Traces processes and tells what happens to their memory.
+#[derive(Debug)]
+pub struct Tracer {
+    options: Options,
+    recording: Recording,
+    began: Instant,
+    phase: Phase,
+    end_reason: EndReason,
+    tracees: Tracees,
+    waiter: Waiter,
+    latency: LatencyHold,
+    latency_told: bool,
+    _handlers: Handlers,
+    /// Events that are complete.
+    ready: VecDeque<Event>,
+    /// Events that took effect after a call that this thread has not returned from yet.
+    delayed: Vec<(u32, Event)>,
+    /// Threads that stopped before we heard of their birth.
+    parked: HashMap<u32, (Stop, Timestamp)>,
+    /// Children that are not to be followed, to be let go at their first stop.
+    unwanted: HashSet<u32>,
+    /// ABIs whose calls could not be decoded, and that have been mentioned.
+    undecoded: HashSet<String>,
+    /// The program that was launched, and how it ended.
+    launched: Option<u32>,
+    launched_outcome: Option<(Outcome, Timestamp)>,
+    launched_is_stopped: bool,
+    daemons_told: bool,
+    /// The terminal wants the job stopped; we follow when the program has.
+    stop_wanted: bool,
+    deadline: Option<Timestamp>,
+    termination_asked: bool,
+    next_snapshot: Option<Timestamp>,
+    last_tick: Timestamp,
+}
+
+impl Tracer {
+    /// Starts a program under trace. Nothing of it has run when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run, or tracing is not permitted.
+    pub fn launch(launch: &Launch, options: Options) -> Result<Self, LaunchError> {
+        let launched = launch::launch(launch, launch_options(launch.seccomp, options.follow))?;
+        let pid = launched.stopped.tid();
+        let command = std::iter::once(&launch.program)
+            .chain(&launch.arguments)
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let mut tracer = Self::new(Mode::Run, command, vec![pid], launched.stops, launch.no_aslr, options)
+            .map_err(|errno| LaunchError::Trace {
+                request: "sigaction",
+                errno,
+            })?;
+        tracer.launched = Some(pid);
+        tracer.admit_launched(launched.stopped, launched.notices);
+        Ok(tracer)
+    }
+
+    /// Joins running processes.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be traced; none is, then.
+    pub fn attach(pids: &[u32], options: Options) -> Result<Self, AttachError> {
+        let pids = attach::processes(pids)?;
+        let mut tracer = Self::new(Mode::Attach, Vec::new(), pids.clone(), Stops::EveryCall, false, options)
+            .map_err(AttachError::Handlers)?;
+        for pid in pids {
+            tracer.seize_process(pid)?;
+        }
+        let threads: Vec<u32> = tracer.tracees.threads.keys().copied().collect();
+        tracer.phase = Phase::Joining { since: tracer.now() };
+        for tid in threads {
+            // A thread that has died meanwhile reports its end.
+            let _ = sys::interrupt(tid);
+        }
+        Ok(tracer)
+    }
+
+    fn new(
+        mode: Mode,
+        command: Vec<String>,
+        pids: Vec<u32>,
+        stops: Stops,
+        no_aslr: bool,
+        options: Options,
+    ) -> Result<Self, Errno> {
+        let after = |duration: Option<Duration>| {
+            duration.map(|duration| Timestamp(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        };
+        Ok(Self {
+            options,
+            recording: Recording {
+                mode,
+                command,
+                pids,
+                started_at_unix: SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |elapsed| elapsed.as_secs()),
+                machine: machine(),
+                capture: Capture {
+                    stops,
+                    follow: options.follow,
+                    no_aslr,
+                    verify: options.verify,
+                },
+            },
+            began: Instant::now(),
+            phase: Phase::Tracing,
+            end_reason: EndReason::Finished,
+            tracees: Tracees::default(),
+            waiter: Waiter::default(),
+            latency: LatencyHold::new(options.latency_hold),
+            latency_told: false,
+            _handlers: Handlers::install()?,
+            ready: VecDeque::new(),
+            delayed: Vec::new(),
+            parked: HashMap::new(),
+            unwanted: HashSet::new(),
+            undecoded: HashSet::new(),
+            launched: None,
+            launched_outcome: None,
+            launched_is_stopped: false,
+            daemons_told: false,
+            stop_wanted: false,
+            deadline: after(options.duration),
+            termination_asked: false,
+            next_snapshot: after(options.every),
+            last_tick: Timestamp(0),
+        })
+    }
+
+    /// What is recorded, how, and on what machine.
+    #[must_use]
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    /// How the launched program ended; `None` while it runs, and for attached processes.
+    #[must_use]
+    pub fn launched_outcome(&self) -> Option<Outcome> {
+        self.launched_outcome.map(|(outcome, _)| outcome)
+    }
+
+    /// Waits for the next event; `None` after the last one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to go on, for another reason than the death of a tracee.
+    pub fn next_event(&mut self) -> Result<Option<Event>, TraceError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.phase == Phase::Over {
+                return Ok(None);
+            }
+            self.look_around();
+            if self.tracees.threads.is_empty() && self.parked.is_empty() {
+                self.settle()?;
+                continue;
+            }
+            if self.ready.is_empty() {
+                let waited = self.waiter.wait(self.tracees.threads.len());
+                match waited.map_err(TraceError::new("waitpid"))? {
+                    Waited::Status(tid, status) => self.handle(tid, stop::interpret(status)),
+                    Waited::Interrupted => {}
+                    // Only tracees that nobody will ever report on are left.
+                    Waited::Nobody => self.finish(),
+                }
+            }
+        }
+    }
+
+    /// No tracee is known: looks once more whether one is on its way, and otherwise ends the recording.
+    fn settle(&mut self) -> Result<(), TraceError> {
+        for patience in [Duration::ZERO, Duration::from_millis(20)] {
+            std::thread::sleep(patience);
+            match sys::wait_any(libc::WNOHANG) {
+                Ok(Some((tid, status))) => {
+                    self.handle(tid, stop::interpret(status));
+                    return Ok(());
+                }
+                // Children that are none of ours: breaktrace was started by exec from a program that had some.
+                Ok(None) => {}
+                Err(Errno::ECHILD) => break,
+                Err(errno) => return Err(TraceError::new("waitpid")(errno)),
+            }
+        }
+        self.finish();
+        Ok(())
+    }
+
+    /// Tells that the recording is complete.
+    fn finish(&mut self) {
+        for (_, event) in std::mem::take(&mut self.delayed) {
+            self.ready.push_back(event);
+        }
+        let pid = self.recording.pids.first().copied().unwrap_or(0);
+        let kind = EventKind::RecordingEnded {
+            reason: self.end_reason,
+        };
+        self.tell(SpaceId(0), pid, pid, kind);
+        self.phase = Phase::Over;
+    }
+
+    /// Time since the recording began.
+    fn now(&self) -> Timestamp {
+        Timestamp(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Hands out an event, whether or not its process is recorded.
+    fn tell(&mut self, space: SpaceId, pid: u32, tid: u32, kind: EventKind) {
+        let event = Event {
+            time: self.now(),
+            pid,
+            tid,
+            space,
+            kind,
+        };
+        self.ready.push_back(event);
+    }
+
+    /// Mentions something that the reader of the recording should know.
+    fn mention(&mut self, tid: u32, code: NoticeCode, message: String) {
+        let (pid, space) = match self.tracees.process_of(tid) {
+            Some((pid, process)) => (pid, process.space),
+            None => (tid, SpaceId(0)),
+        };
+        self.tell(space, pid, tid, EventKind::Notice(Notice { code, message }));
+    }
+
+    /// Looks at what was asked of us by signal, and at the clock.
+    fn look_around(&mut self) {
+        let requests = Requests::take();
+        for (signal, by_process) in requests.endings() {
+            self.asked_to_end(signal as c_int, by_process);
+        }
+        if requests.wants_snapshot() {
+            self.snapshot_all(SnapshotReason::Request);
+        }
+        if requests.stopping().is_some() {
+            self.stop_wanted = self.launched.is_some();
+            self.stop_with_program();
+        }
+        let now = self.now();
+        match self.phase {
+            Phase::Joining { since } => self.join_when_still(now.0.saturating_sub(since.0)),
+            Phase::Leaving { since, let_go } => self.leave_when_still(now.0.saturating_sub(since.0), let_go),
+            Phase::Tracing | Phase::Over => {}
+        }
+        if let Some(deadline) = self.deadline
+            && now >= deadline
+        {
+            self.time_is_over(now);
+        }
+        if let Some((at, every)) = self.next_snapshot.zip(self.options.every)
+            && now >= at
+            && self.phase == Phase::Tracing
+        {
+            let period = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX).max(1);
+            self.next_snapshot = Some(Timestamp(now.0 - now.0 % period + period));
+            self.snapshot_all(SnapshotReason::Interval);
+        }
+        if now.0.saturating_sub(self.last_tick.0) >= u64::try_from(requests::TICK.as_nanos() / 2).unwrap_or(0) {
+            self.last_tick = now;
+            self.latency.release_if_quiet(now);
+            self.take_in_orphans(now);
+            self.mention_daemons(now);
+        }
+    }
+
+    /// Somebody wants an end.
+    fn asked_to_end(&mut self, signal: c_int, by_process: bool) {
+        match (self.launched, self.launched_outcome) {
+            // The terminal has told the program, too.
+            (Some(_), None) if !by_process => {}
+            (Some(pid), None) => {
+                let _ = sys::kill(pid, signal);
+            }
+            // What the program left behind cannot run without us.
+            (Some(_), Some(_)) => {
+                self.end_reason = EndReason::Interrupted;
+                self.kill_all();
+            }
+            (None, _) => self.begin_leaving(EndReason::Interrupted),
+        }
+    }
+
+    /// `--duration` is over.
+    fn time_is_over(&mut self, now: Timestamp) {
+        self.deadline = None;
+        let Some(pid) = self.launched else {
+            self.begin_leaving(EndReason::TimeLimit);
+            return;
+        };
+        self.end_reason = EndReason::TimeLimit;
+        if self.termination_asked || self.launched_outcome.is_some() {
+            self.kill_all();
+        } else {
+            self.termination_asked = true;
+            self.deadline = Some(Timestamp(now.0.saturating_add(TERMINATION_PATIENCE)));
+            let _ = sys::kill(pid, libc::SIGTERM);
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for pid in self.tracees.processes.keys() {
+            let _ = sys::kill(*pid, libc::SIGKILL);
+        }
+    }
+
+    /// Stops ourselves, as the terminal wants, once the program has stopped: the shell watches us, not the program.
+    fn stop_with_program(&mut self) {
+        if self.stop_wanted && self.launched_is_stopped {
+            self.stop_wanted = false;
+            let _ = sys::kill(std::process::id(), libc::SIGSTOP);
+        }
+    }
+
+    /// Takes in threads that stopped and of whose birth nobody told: their parent was killed before it could.
+    fn take_in_orphans(&mut self, now: Timestamp) {
+        let orphans: Vec<(u32, Stop)> = self
+            .parked
+            .iter()
+            .filter(|(_, (_, since))| now.0.saturating_sub(since.0) > ORPHAN_PATIENCE)
+            .map(|(tid, (stop, _))| (*tid, *stop))
+            .collect();
+        for (tid, stop) in orphans {
+            self.parked.remove(&tid);
+            self.take_in_orphan(tid, stop);
+        }
+    }
+
+    fn take_in_orphan(&mut self, tid: u32, stop: Stop) {
+        let Some(pid) = proc::status(tid).map(|status| status.tgid.cast_unsigned()) else {
+            // Gone: its end will be reported.
+            return;
+        };
+        if self.tracees.processes.contains_key(&pid) {
+            self.tracees.add_thread(tid, pid, Doing::Unknown);
+            self.thread_started(tid, pid);
+        } else {
+            self.admit_process(pid, Origin::Attached, Doing::Unknown);
+        }
+        self.stopped(Stopped::reported(tid), stop);
+    }
+
+    /// The program has ended, and others have not: says so, as breaktrace goes on waiting.
+    fn mention_daemons(&mut self, now: Timestamp) {
+        let Some((_, ended)) = self.launched_outcome else {
+            return;
+        };
+        if self.daemons_told || now.0.saturating_sub(ended.0) < DAEMON_PATIENCE {
+            return;
+        }
+        self.daemons_told = true;
+        let mut pids: Vec<u32> = self.tracees.processes.keys().copied().collect();
+        pids.sort_unstable();
+        let named: Vec<String> = pids.iter().take(8).map(u32::to_string).collect();
+        let message = format!(
+            "the program has ended, but {} of its processes still run ({}{}): breaktrace waits for them, as they cannot \
+             run without it; Ctrl-C ends them",
+            pids.len(),
+            named.join(", "),
+            if pids.len() > named.len() { ", …" } else { "" }
+        );
+        let pid = pids.first().copied().unwrap_or(0);
+        self.mention(pid, NoticeCode::StillRunning, message);
+    }
+
+    /// Begins to let go of everything.
+    fn begin_leaving(&mut self, reason: EndReason) {
+        if matches!(self.phase, Phase::Leaving { .. } | Phase::Over) {
+            return;
+        }
+        self.end_reason = reason;
+        self.phase = Phase::Leaving {
+            since: self.now(),
+            let_go: false,
+        };
+        // All are interrupted before any is waited for: a vforking parent stops only after its child has gone on.
+        for (tid, tracee) in &self.tracees.threads {
+            if tracee.held.is_none() {
+                let _ = sys::interrupt(*tid);
+            }
+        }
+    }
+
+    fn all_still(&self) -> bool {
+        self.tracees
+            .threads
+            .values()
+            .all(|tracee| tracee.held.is_some() || tracee.ending)
+    }
+
+    /// When all threads stand still, or have had their time: takes stock, and lets them go on under trace.
+    fn join_when_still(&mut self, waited: u64) {
+        if !self.all_still() && waited < STANDSTILL_PATIENCE {
+            return;
+        }
+        self.phase = Phase::Tracing;
+        let mut pids: Vec<u32> = self.tracees.processes.keys().copied().collect();
+        pids.sort_unstable();
+        for pid in pids {
+            self.tell_joined(pid);
+        }
+        let mut late: Vec<u32> = Vec::new();
+        for (tid, tracee) in &mut self.tracees.threads {
+            match tracee.held.take() {
+                Some((stopped, how)) => stopped.resume(how),
+                None if !tracee.ending => late.push(*tid),
+                None => {}
+            }
+        }
+        for tid in late {
+            let message = format!(
+                "thread {tid} did not stop when asked (it waits in the kernel, or for a vforked child): its calls are \
+                 recorded from its next stop on"
+            );
+            self.mention(tid, NoticeCode::ThreadNotTraced, message);
+        }
+    }
+
+    /// Tells of an attached process: what it is, its threads, and its address space.
+    fn tell_joined(&mut self, pid: u32) {
+        let Some(space) = self.tracees.processes.get(&pid).map(|process| process.space) else {
+            return;
+        };
+        self.process_started(pid, Origin::Attached, None, None);
+        let mut threads: Vec<u32> = self.tracees.threads_of(pid).collect();
+        threads.sort_unstable();
+        // A leader that has exited is no thread of ours, but the process has its number and its first thread.
+        let first = if threads.contains(&pid) { pid } else { threads.first().copied().unwrap_or(pid) };
+        for tid in threads.into_iter().filter(|tid| *tid != first) {
+            self.thread_started(tid, pid);
+        }
+        self.snapshot(space, SnapshotReason::Attach);
+    }
+
+    /// When all threads stand still, or have had their time: takes stock, and lets them go.
+    fn leave_when_still(&mut self, waited: u64, let_go: bool) {
+        let still = self.all_still();
+        if !let_go && (still || waited >= STANDSTILL_PATIENCE) {
+            if let Phase::Leaving { let_go, .. } = &mut self.phase {
+                *let_go = true;
+            }
+            self.let_go();
+        }
+        if self.tracees.threads.is_empty() || waited >= LEAVING_PATIENCE {
+            self.finish();
+        }
+    }
+
+    fn let_go(&mut self) {
+        let mut pids: Vec<(u32, SpaceId)> = self
+            .tracees
+            .processes
+            .iter()
+            .map(|(pid, process)| (*pid, process.space))
+            .collect();
+        pids.sort_unstable();
+        let mut seen = HashSet::new();
+        for (pid, space) in pids {
+            if seen.insert(space) {
+                self.snapshot(space, SnapshotReason::End);
+            }
+            self.process_ended(pid, Outcome::Detached);
+        }
+        let held: Vec<u32> = self
+            .tracees
+            .threads
+            .iter()
+            .filter(|(_, tracee)| tracee.held.is_some())
+            .map(|(tid, _)| *tid)
+            .collect();
+        for tid in held {
+            if let Some((stopped, how)) = self.tracees.threads.remove(&tid).and_then(|tracee| tracee.held) {
+                detach(stopped, how);
+            }
+        }
+    }
+
+    /// Takes a snapshot of every address space.
+    fn snapshot_all(&mut self, reason: SnapshotReason) {
+        let mut spaces: Vec<SpaceId> = self.tracees.spaces.keys().copied().collect();
+        spaces.sort_unstable();
+        for space in spaces {
+            self.snapshot(space, reason);
+        }
+    }
+
+    /// Takes a snapshot of an address space, through whichever of its threads still shows it.
+    fn snapshot(&mut self, space: SpaceId, reason: SnapshotReason) {
+        let mut threads: Vec<(u32, u32)> = self
+            .tracees
+            .threads
+            .iter()
+            .filter(|(_, tracee)| {
+                let process: Option<&Process> = self.tracees.processes.get(&tracee.pid);
+                process.is_some_and(|process| process.space == space)
+            })
+            .map(|(tid, tracee)| (*tid, tracee.pid))
+            .collect();
+        threads.sort_unstable();
+        for (tid, _) in threads {
+            if self.snapshot_by(tid, space, reason) {
+                return;
+            }
+        }
+    }
+
+    /// Takes a snapshot of an address space through one of its threads. Returns whether that could be done.
+    fn snapshot_by(&mut self, tid: u32, space: SpaceId, reason: SnapshotReason) -> bool {
+        let Some(under_way) = self.tracees.spaces.get(&space).map(|space| space.under_way.len()) else {
+            return false;
+        };
+        let Some(snapshot) = proc::snapshot(tid, reason, u32::try_from(under_way).unwrap_or(u32::MAX)) else {
+            return false;
+        };
+        self.learn_break(space, &snapshot);
+        self.record(tid, space, EventKind::Snapshot(Box::new(snapshot)));
+        true
+    }
+}
+
+/// Lets go of a tracee in the state in which it was held.
+fn detach(stopped: Stopped, how: Resume) {
+    match how {
+        Resume::Run(signal) | Resume::ToSyscall(signal) => stopped.detach(signal),
+        // The kernel keeps a group-stopped process stopped (kernel/ptrace.c, __ptrace_unlink).
+        Resume::Listen => stopped.detach(0),
+    }
+}
+
+/// What the kernel shall report of a launched program and its children. It must not outlive us, as the filter makes
+/// calls fail that nobody answers for; and with the filter no child may escape.
+fn launch_options(seccomp: bool, follow: bool) -> c_int {
+    let filter = if seccomp { libc::PTRACE_O_TRACESECCOMP } else { 0 };
+    trace_options(follow || seccomp) | filter | libc::PTRACE_O_EXITKILL
+}
+
+/// What the kernel shall report of tracees.
+fn trace_options(follow: bool) -> c_int {
+    let children = if follow { libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK } else { 0 };
+    libc::PTRACE_O_TRACESYSGOOD
+        | libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEEXIT
+        | children
+}
+
+fn machine() -> Machine {
+    Machine {
+        architecture: std::env::consts::ARCH.to_owned(),
+        kernel: nix::sys::utsname::uname().map_or_else(
+            |_| "unknown".to_owned(),
+            |name| name.release().to_string_lossy().into_owned(),
+        ),
+        page_size: proc::page_size(),
+    }
+}
+
+impl Tracer {
+    /// Makes an address space known that begins now.
+    fn new_space(&mut self, owner: u32, recorded: bool) -> SpaceId {
+        self.tracees.new_space(Space {
+            owner,
+            recorded,
+            ..Space::default()
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! What `/proc` tells of a tracee, as far as tracing needs it.
+//!
+//! Everything here may fail at any moment, as the process may die; absent is then the answer.
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use procfs::FromRead;
+use procfs::process::Stat;
+use procfs::process::Status;
+
+use crate::event::MemoryFigures;
+use crate::event::PageFigures;
+use crate::event::Snapshot;
+use crate::event::SnapshotReason;
+use crate::mapping;
+use crate::mapping::Mapping;
+use crate::mapping::MappingKind;
+use crate::units::Address;
+
+/// Longest command line that is recorded, in bytes; the rest is left out.
+const LONGEST_COMMAND: u64 = 4096;
+/// Pages whose state is asked for at once.
+const PAGES_AT_ONCE: usize = 8192;
+
+/// The threads of a process that exist now, zombies included.
+pub(super) fn threads(pid: u32) -> std::io::Result<Vec<u32>> {
+    let names = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    Ok(names
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
+/// Whether `tid` is a thread of process `pid`.
+pub(super) fn is_thread_of(tid: u32, pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
+}
+
+/// State, parent and more of a thread.
+pub(super) fn stat(tid: u32) -> Option<Stat> {
+    Stat::from_file(format!("/proc/{tid}/stat")).ok()
+}
+
+/// Identity, memory and more of a thread.
+pub(super) fn status(tid: u32) -> Option<Status> {
+    Status::from_file(format!("/proc/{tid}/status")).ok()
+}
+
+/// The program that a thread runs.
+pub(super) fn program(tid: u32) -> String {
+    match std::fs::read_link(format!("/proc/{tid}/exe")) {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        // A kernel thread, or one that is ending: its name at least.
+        Err(_) => stat(tid).map_or_else(|| "unknown".into(), |stat| format!("[{}]", stat.comm)),
+    }
+}
+
+/// The arguments of the program that a thread runs, the program's name first.
+pub(super) fn arguments(tid: u32) -> Vec<String> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(format!("/proc/{tid}/cmdline"))
+        .and_then(|file| file.take(LONGEST_COMMAND + 1).read_to_end(&mut bytes));
+    if read.is_err() || bytes.is_empty() {
+        return Vec::new();
+    }
+    let cut = bytes.len() as u64 > LONGEST_COMMAND;
+    let text = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    let mut arguments: Vec<String> = text
+        .split(|&byte| byte == 0)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect();
+    if cut {
+        arguments.push("…".into());
+    }
+    arguments
+}
+
+/// The process behind a descriptor from pidfd_open(2) that thread `tid` holds.
+pub(super) fn process_of_pidfd(tid: u32, pidfd: i32) -> Option<u32> {
+    std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{pidfd}"))
+        .ok()?
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+}
+
+/// Reads the state of the address space of thread `tid`; `None` if it is gone.
+pub(super) fn snapshot(tid: u32, reason: SnapshotReason, calls_under_way: u32) -> Option<Snapshot> {
+    let mappings = mapping::read(tid).ok()?;
+    // The address space of a thread that has ended is empty.
+    if mappings.is_empty() {
+        return None;
+    }
+    // A check needs the mappings alone, and comes after every call.
+    let full = reason != SnapshotReason::Verify;
+    Some(Snapshot {
+        reason,
+        heap_start: if full { heap_start(tid) } else { None },
+        memory: if full { memory(tid) } else { None },
+        // A program that is about to begin has no heap yet; a large one is not worth the time during which an
+        // attached program stands still.
+        heap_pages: match reason {
+            SnapshotReason::Start | SnapshotReason::Verify | SnapshotReason::Attach => None,
+            _ => heap_pages(tid, &mappings),
+        },
+        calls_under_way,
+        mappings,
+    })
+}
+
+/// Where the heap of thread `tid` starts.
+pub(super) fn heap_start(tid: u32) -> Option<Address> {
+    // Zero for kernel threads, and where the kernel hides it.
+    stat(tid)?.start_brk.filter(|start| *start != 0).map(Address)
+}
+
+fn memory(tid: u32) -> Option<MemoryFigures> {
+    let status = status(tid)?;
+    // The fields are in KiB (proc(5)), and absent for a thread without memory.
+    let bytes = |kib: Option<u64>| Some(kib? * 1024);
+    Some(MemoryFigures {
+        resident_bytes: bytes(status.vmrss)?,
+        resident_peak_bytes: bytes(status.vmhwm)?,
+        resident_anonymous_bytes: bytes(status.rssanon)?,
+        swapped_bytes: bytes(status.vmswap)?,
+        virtual_bytes: bytes(status.vmsize)?,
+        virtual_peak_bytes: bytes(status.vmpeak)?,
+    })
+}
+
+/// Bits of an entry of `/proc/<pid>/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
+const PAGE_PRESENT: u64 = 1 << 63;
+const PAGE_SWAPPED: u64 = 1 << 62;
+
+fn heap_pages(tid: u32, mappings: &[Mapping]) -> Option<PageFigures> {
+    let mut heaps = mappings
+        .iter()
+        .filter(|mapping| mapping.kind() == MappingKind::Heap)
+        .peekable();
+    heaps.peek()?;
+    let page_size = page_size();
+    let pagemap = std::fs::File::open(format!("/proc/{tid}/pagemap")).ok()?;
+    let mut figures = PageFigures::default();
+    let mut buffer = vec![0; 8 * PAGES_AT_ONCE];
+    for heap in heaps {
+        let mut page = heap.start.0 / page_size;
+        let end = heap.end.0 / page_size;
+        while page < end {
+            let wanted = usize::try_from(end - page).map_or(PAGES_AT_ONCE, |pages| pages.min(PAGES_AT_ONCE));
+            let read = pagemap.read_at(&mut buffer[..8 * wanted], page * 8).ok()?;
+            let (entries, _) = buffer[..read].as_chunks::<8>();
+            if entries.is_empty() {
+                return None;
+            }
+            for entry in entries.iter().map(|entry| u64::from_ne_bytes(*entry)) {
+                figures.resident_bytes += if entry & PAGE_PRESENT != 0 { page_size } else { 0 };
+                figures.swapped_bytes += if entry & PAGE_SWAPPED != 0 { page_size } else { 0 };
+            }
+            page += entries.len() as u64;
+        }
+    }
+    Some(figures)
+}
+
+/// Bytes in a page of this machine.
+pub(super) fn page_size() -> u64 {
+    procfs::page_size()
+}

@@ -1,0 +1,312 @@
+//! The system calls that tracing needs and `nix` does not offer as we need them.
+//!
+//! `nix` decodes signals into an enum that has no real-time signals, and loses the stop of a tracee that received
+//! one (its `waitpid` fails with `EINVAL` after the status was consumed). So waiting, resuming and detaching go to
+//! `libc` directly, with signals as plain numbers. Everything here returns the kernel's answer and keeps no state.
+
+use std::ptr::null_mut;
+
+use libc::c_int;
+use libc::c_long;
+use libc::c_void;
+use nix::errno::Errno;
+
+/// A wait status as waitpid(2) gives it, not yet interpreted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RawStatus(pub(super) c_int);
+
+/// What system call stop a tracee is in, by `PTRACE_GET_SYSCALL_INFO` (ptrace(2), Linux 5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SyscallInfo {
+    /// The call is about to begin; also told at a seccomp stop.
+    Entry {
+        /// `AUDIT_ARCH_*`: the ABI of this very call.
+        architecture: u32,
+        /// Its number in that ABI.
+        number: u64,
+        /// Its arguments.
+        arguments: [u64; 6],
+    },
+    /// The call has returned.
+    Exit {
+        /// `AUDIT_ARCH_*`: the ABI of this very call.
+        architecture: u32,
+        /// What it returned: the value, or the negated error number.
+        value: i64,
+        /// Whether `value` is an error.
+        is_error: bool,
+    },
+    /// The tracee is in no system call stop.
+    None,
+}
+
+fn signed(result: c_long) -> Result<c_long, Errno> {
+    if result == -1 { Err(Errno::last()) } else { Ok(result) }
+}
+
+fn tid_as_pid(tid: u32) -> libc::pid_t {
+    // Thread numbers come from the kernel, whose limit is 2^22 (proc(5), pid_max).
+    tid.cast_signed()
+}
+
+/// Waits for any tracee or child. `None` only with `WNOHANG`, when nothing is there.
+pub(super) fn wait_any(flags: c_int) -> Result<Option<(u32, RawStatus)>, Errno> {
+    wait(-1, flags)
+}
+
+/// Waits for one tracee or child. `None` only with `WNOHANG`, when nothing is there.
+pub(super) fn wait_for(tid: u32, flags: c_int) -> Result<Option<(u32, RawStatus)>, Errno> {
+    wait(tid_as_pid(tid), flags)
+}
+
+fn wait(which: libc::pid_t, flags: c_int) -> Result<Option<(u32, RawStatus)>, Errno> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the status.
+    match unsafe { libc::waitpid(which, &raw mut status, flags | libc::__WALL) } {
+        -1 => Err(Errno::last()),
+        0 => Ok(None),
+        tid => Ok(Some((tid.cast_unsigned(), RawStatus(status)))),
+    }
+}
+
+/// Makes a ptrace request whose address and data are plain numbers.
+fn request(request: libc::c_uint, tid: u32, data: usize) -> Result<(), Errno> {
+    // SAFETY: the requests made through this function take numbers, not pointers to our memory.
+    let result = unsafe {
+        libc::ptrace(
+            request,
+            tid_as_pid(tid),
+            null_mut::<c_void>(),
+            std::ptr::without_provenance_mut::<c_void>(data),
+        )
+    };
+    signed(result).map(drop)
+}
+
+fn signal_number(signal: c_int) -> usize {
+    usize::try_from(signal).unwrap_or(0)
+}
+
+/// Begins to trace a thread without stopping it.
+pub(super) fn seize(tid: u32, options: c_int) -> Result<(), Errno> {
+    request(libc::PTRACE_SEIZE, tid, usize::try_from(options).unwrap_or(0))
+}
+
+/// Asks a seized tracee to stop; it reports `PTRACE_EVENT_STOP`, or whatever stops it first.
+pub(super) fn interrupt(tid: u32) -> Result<(), Errno> {
+    request(libc::PTRACE_INTERRUPT, tid, 0)
+}
+
+/// Leaves a tracee in group-stop as it is, and waits for what ends it.
+pub(super) fn listen(tid: u32) -> Result<(), Errno> {
+    request(libc::PTRACE_LISTEN, tid, 0)
+}
+
+/// Resumes until the next signal or event, with `signal` delivered (0 for none).
+pub(super) fn resume(tid: u32, signal: c_int) -> Result<(), Errno> {
+    request(libc::PTRACE_CONT, tid, signal_number(signal))
+}
+
+/// Resumes until the next entry to or exit from a system call, with `signal` delivered (0 for none).
+pub(super) fn resume_to_syscall(tid: u32, signal: c_int) -> Result<(), Errno> {
+    request(libc::PTRACE_SYSCALL, tid, signal_number(signal))
+}
+
+/// Lets go of a stopped tracee, with `signal` delivered (0 for none).
+pub(super) fn detach(tid: u32, signal: c_int) -> Result<(), Errno> {
+    request(libc::PTRACE_DETACH, tid, signal_number(signal))
+}
+
+/// The number that goes with a ptrace event: the new thread, the former thread, the exit status.
+pub(super) fn event_message(tid: u32) -> Result<u64, Errno> {
+    let mut message: libc::c_ulong = 0;
+    // SAFETY: the request stores one unsigned long at its data pointer.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETEVENTMSG,
+            tid_as_pid(tid),
+            null_mut::<c_void>(),
+            &raw mut message,
+        )
+    };
+    signed(result).map(|_| message)
+}
+
+/// `struct ptrace_syscall_info` of linux/ptrace.h as words: its union needs no C union then, as every member of it
+/// begins at word 3 and is made of 64-bit words.
+const SYSCALL_INFO_WORDS: usize = 11;
+const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+const OP_ENTRY: u8 = 1;
+const OP_EXIT: u8 = 2;
+const OP_SECCOMP: u8 = 3;
+
+/// Which system call stop this is, by the kernel's own word.
+pub(super) fn syscall_info(tid: u32) -> Result<SyscallInfo, Errno> {
+    let mut words = [0_u64; SYSCALL_INFO_WORDS];
+    // SAFETY: the kernel writes at most the number of bytes given as the address argument.
+    let result = unsafe {
+        libc::ptrace(
+            PTRACE_GET_SYSCALL_INFO,
+            tid_as_pid(tid),
+            std::ptr::without_provenance_mut::<c_void>(size_of_val(&words)),
+            words.as_mut_ptr(),
+        )
+    };
+    signed(result)?;
+    Ok(parse_syscall_info(&words))
+}
+
+fn parse_syscall_info(words: &[u64; SYSCALL_INFO_WORDS]) -> SyscallInfo {
+    let [head, _instruction_pointer, _stack_pointer, first, rest @ ..] = words;
+    // u8 op, 3 bytes of padding, u32 arch.
+    let head = head.to_ne_bytes();
+    let architecture = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+    match head[0] {
+        OP_ENTRY | OP_SECCOMP => SyscallInfo::Entry {
+            architecture,
+            number: *first,
+            arguments: [rest[0], rest[1], rest[2], rest[3], rest[4], rest[5]],
+        },
+        OP_EXIT => SyscallInfo::Exit {
+            architecture,
+            value: first.cast_signed(),
+            is_error: rest[0].to_ne_bytes()[0] != 0,
+        },
+        _ => SyscallInfo::None,
+    }
+}
+
+/// Number and arguments of the call that a tracee at its exit stop has made, where the registers still hold them.
+///
+/// Needed only when breaktrace attached in the middle of a call and so missed its entry.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn call_in_registers(tid: u32) -> Option<(u64, [u64; 6])> {
+    // The kernel preserves all argument registers over a call, and keeps the number in orig_rax
+    // (arch/x86/entry/entry_64.S).
+    let registers = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid_as_pid(tid))).ok()?;
+    Some((
+        registers.orig_rax,
+        [
+            registers.rdi,
+            registers.rsi,
+            registers.rdx,
+            registers.r10,
+            registers.r8,
+            registers.r9,
+        ],
+    ))
+}
+
+/// On this architecture the result overwrites the first argument: a call whose entry was missed stays unknown.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn call_in_registers(_tid: u32) -> Option<(u64, [u64; 6])> {
+    None
+}
+
+/// Changes the first argument of the call that a tracee is about to begin.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn set_first_argument(tid: u32, is_32_bit: bool, value: u64) -> Result<(), Errno> {
+    let pid = nix::unistd::Pid::from_raw(tid_as_pid(tid));
+    let mut registers = nix::sys::ptrace::getregs(pid)?;
+    if is_32_bit {
+        registers.rbx = value;
+    } else {
+        registers.rdi = value;
+    }
+    nix::sys::ptrace::setregs(pid, registers)
+}
+
+/// Changes the first argument of the call that a tracee is about to begin.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn set_first_argument(tid: u32, _is_32_bit: bool, value: u64) -> Result<(), Errno> {
+    let pid = nix::unistd::Pid::from_raw(tid_as_pid(tid));
+    let mut registers = nix::sys::ptrace::getregs(pid)?;
+    registers.regs[0] = value;
+    nix::sys::ptrace::setregs(pid, registers)
+}
+
+/// Whether two threads share their address space (kcmp(2), `KCMP_VM`); `None` where the kernel cannot tell.
+pub(super) fn same_address_space(a: u32, b: u32) -> Option<bool> {
+    const KCMP_VM: c_int = 1;
+    // SAFETY: kcmp takes numbers only.
+    match unsafe { libc::syscall(libc::SYS_kcmp, tid_as_pid(a), tid_as_pid(b), KCMP_VM, 0, 0) } {
+        0 => Some(true),
+        -1 => None,
+        _ => Some(false),
+    }
+}
+
+/// Reads memory of a tracee; fewer bytes than asked for where it ends.
+pub(super) fn read_memory(tid: u32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let remote = nix::sys::uio::RemoteIoVec {
+        base: usize::try_from(address).map_err(|_| Errno::EFAULT)?,
+        len: buffer.len(),
+    };
+    nix::sys::uio::process_vm_readv(
+        nix::unistd::Pid::from_raw(tid_as_pid(tid)),
+        &mut [std::io::IoSliceMut::new(buffer)],
+        &[remote],
+    )
+}
+
+/// Reads one 64-bit word of a tracee.
+pub(super) fn read_word(tid: u32, address: u64) -> Option<u64> {
+    let mut bytes = [0; 8];
+    (read_memory(tid, address, &mut bytes) == Ok(8)).then(|| u64::from_ne_bytes(bytes))
+}
+
+/// Writes one 64-bit word of a tracee, also where it may only read.
+pub(super) fn write_word(tid: u32, address: u64, word: u64) -> Result<(), Errno> {
+    let address = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
+    let data = usize::try_from(word).map_err(|_| Errno::EFAULT)?;
+    // SAFETY: the request takes an address of the tracee and a plain number.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_POKEDATA,
+            tid_as_pid(tid),
+            std::ptr::without_provenance_mut::<c_void>(address),
+            std::ptr::without_provenance_mut::<c_void>(data),
+        )
+    };
+    signed(result).map(drop)
+}
+
+/// Sends a signal to a process.
+pub(super) fn kill(pid: u32, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: kill takes numbers only.
+    Errno::result(unsafe { libc::kill(tid_as_pid(pid), signal) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syscall_info_is_read_as_the_kernel_lays_it_out() {
+        let mut words = [0; SYSCALL_INFO_WORDS];
+        words[0] = u64::from(OP_SECCOMP) | (0xc000_003e_u64 << 32);
+        words[3] = 12;
+        words[4] = 0x5000;
+        assert_eq!(
+            parse_syscall_info(&words),
+            SyscallInfo::Entry {
+                architecture: 0xc000_003e,
+                number: 12,
+                arguments: [0x5000, 0, 0, 0, 0, 0],
+            }
+        );
+        words[0] = u64::from(OP_EXIT) | (0x4000_0003_u64 << 32);
+        words[3] = (-12_i64).cast_unsigned();
+        words[4] = 1;
+        assert_eq!(
+            parse_syscall_info(&words),
+            SyscallInfo::Exit {
+                architecture: 0x4000_0003,
+                value: -12,
+                is_error: true,
+            }
+        );
+        words[0] = 0;
+        assert_eq!(parse_syscall_info(&words), SyscallInfo::None);
+    }
+}

@@ -1,0 +1,125 @@
+//! Waiting for the next stop of any tracee.
+//!
+//! `waitpid(-1)` walks all tracees, before it sleeps and again when it is woken: some 80 µs per thousand threads. With
+//! many, the number of the stopped thread is taken from SIGCHLD instead, which costs a signal but is independent of
+//! their number. SIGCHLDs coalesce, so a walk now and then finds what they did not name.
+
+use std::time::Duration;
+
+use libc::c_int;
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal;
+
+use super::sys;
+use super::sys::RawStatus;
+
+/// From so many tracees on, walking them all costs more than a signal.
+const CROWD: usize = 400;
+/// After so many signals the tracees are walked, whether or not there is quiet.
+const SIGNALS_PER_WALK: u32 = 64;
+/// After so long without a signal they are walked.
+const QUIET: Duration = Duration::from_micros(200);
+
+/// What waiting brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// This thread changed its state.
+    Status(u32, RawStatus),
+    /// One of our own signals came.
+    Interrupted,
+    /// There is nobody to wait for.
+    Nobody,
+}
+
+/// Waits for tracees, in the way that suits their number.
+#[derive(Debug, Default)]
+pub(super) struct Waiter {
+    /// SIGCHLD is blocked, and says which thread stopped.
+    by_signal: bool,
+    /// The tracees are being walked, as signals may have been lost.
+    walking: bool,
+    signals_since_walk: u32,
+}
+
+impl Waiter {
+    /// Waits until a tracee changes its state, or one of our signals comes. `tracees` is how many there are.
+    pub(super) fn wait(&mut self, tracees: usize) -> Result<Waited, Errno> {
+        if !self.by_signal && tracees >= CROWD {
+            child_signal().thread_block()?;
+            self.by_signal = true;
+            // Stops from before the signal was blocked have left none.
+            self.walking = true;
+        }
+        if self.by_signal { self.wait_by_signal() } else { waited(sys::wait_any(0)) }
+    }
+
+    fn wait_by_signal(&mut self) -> Result<Waited, Errno> {
+        loop {
+            if self.walking || self.signals_since_walk >= SIGNALS_PER_WALK {
+                self.walking = true;
+                match sys::wait_any(libc::WNOHANG) {
+                    Ok(None) => {
+                        // Whatever stops from here on has its signal still to come.
+                        self.walking = false;
+                        self.signals_since_walk = 0;
+                    }
+                    other => return waited(other),
+                }
+            }
+            // Nothing can be lost as long as no signal was taken since the last walk: sleep soundly then.
+            let timeout = (self.signals_since_walk > 0).then_some(QUIET);
+            match next_child_signal(timeout) {
+                Ok(Some(tid)) => {
+                    self.signals_since_walk += 1;
+                    if let Ok(Some((tid, status))) = sys::wait_for(tid, libc::WNOHANG) {
+                        return Ok(Waited::Status(tid, status));
+                    }
+                }
+                Ok(None) => self.walking = true,
+                Err(Errno::EINTR) => return Ok(Waited::Interrupted),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn waited(result: Result<Option<(u32, RawStatus)>, Errno>) -> Result<Waited, Errno> {
+    match result {
+        Ok(Some((tid, status))) => Ok(Waited::Status(tid, status)),
+        Ok(None) | Err(Errno::EINTR) => Ok(Waited::Interrupted),
+        Err(Errno::ECHILD) => Ok(Waited::Nobody),
+        Err(error) => Err(error),
+    }
+}
+
+fn child_signal() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set
+}
+
+/// Takes the next SIGCHLD and returns the thread it names; `None` after `timeout`.
+fn next_child_signal(timeout: Option<Duration>) -> Result<Option<u32>, Errno> {
+    let set = child_signal();
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
+    // SAFETY: all-zero bytes are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the three pointers are valid, or null where null means "no limit".
+    let signal: c_int = unsafe {
+        libc::sigtimedwait(
+            set.as_ref(),
+            &raw mut info,
+            timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+        )
+    };
+    match signal {
+        -1 if Errno::last() == Errno::EAGAIN => Ok(None),
+        -1 => Err(Errno::last()),
+        // SAFETY: a SIGCHLD carries a pid: for a ptrace stop, the number of the stopped thread.
+        _ => Ok(Some(unsafe { info.si_pid() }.cast_unsigned())),
+    }
+}
