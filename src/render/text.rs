@@ -376,7 +376,8 @@ impl Page {
                 | NoticeCode::NoNewPrivs
                 | NoticeCode::AslrStillOn
                 | NoticeCode::LatencyHeld
-                | NoticeCode::BreakRounded => (Tone::Plain, "note"),
+                | NoticeCode::BreakRounded
+                | NoticeCode::StillRunning => (Tone::Plain, "note"),
             };
             self.paragraph(tone, &format!("{word}: {}", notice.message));
         }

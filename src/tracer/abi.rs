@@ -158,13 +158,18 @@ pub(super) const ABIS: &[Abi] = &[
 ];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("breaktrace knows the system calls of x86-64 and aarch64; add those of this architecture to ABIS");
+compile_error!(
+    "breaktrace knows the system calls of x86-64 and aarch64; add those of this architecture to ABIS"
+);
 
 /// Looks a call up; `None` if it is not traced.
 pub(super) fn find(architecture: u32, number: u64) -> Option<(&'static Abi, Call)> {
     let abi = ABIS.iter().find(|abi| abi.architecture == architecture)?;
     let number = u32::try_from(number).ok()? & !abi.variant_bits;
-    let (_, call) = abi.calls.iter().find(|(candidate, _)| *candidate == number)?;
+    let (_, call) = abi
+        .calls
+        .iter()
+        .find(|(candidate, _)| *candidate == number)?;
     Some((abi, *call))
 }
 
@@ -191,7 +196,10 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn x32_calls_are_the_same_calls_but_minus_one_is_none() {
         let x32 = u64::from(X32_BIT);
-        assert_eq!(find(0xc000_003e, x32 | 9).map(|found| found.1), Some(Call::Mmap));
+        assert_eq!(
+            find(0xc000_003e, x32 | 9).map(|found| found.1),
+            Some(Call::Mmap)
+        );
         assert!(find(0xc000_003e, u64::from(u32::MAX)).is_none());
         assert!(find(0xc000_003e, u64::MAX).is_none());
     }
@@ -215,7 +223,10 @@ mod tests {
             (libc::SYS_clone3, Call::Clone3),
         ] {
             let number = u64::try_from(number).unwrap();
-            assert_eq!(find(native.architecture, number).map(|found| found.1), Some(call));
+            assert_eq!(
+                find(native.architecture, number).map(|found| found.1),
+                Some(call)
+            );
         }
     }
 }

@@ -21,7 +21,9 @@ pub enum AttachError {
     #[error("cannot attach to {0}: there is no such process")]
     NoSuchProcess(u32),
     /// It has ended, and its parent has not taken note.
-    #[error("cannot attach to {0}: it is a zombie: it has ended, and waits for its parent to take note")]
+    #[error(
+        "cannot attach to {0}: it is a zombie: it has ended, and waits for its parent to take note"
+    )]
     Zombie(u32),
     /// It is breaktrace itself.
     #[error("cannot attach to {0}: that is breaktrace itself")]
@@ -59,7 +61,9 @@ pub enum AttachError {
         scope: u8,
     },
     /// It runs with rights that we do not have, or declared itself not traceable.
-    #[error("cannot attach to {0}: it runs with more rights than we have (set-uid, capabilities), or hides its memory")]
+    #[error(
+        "cannot attach to {0}: it runs with more rights than we have (set-uid, capabilities), or hides its memory"
+    )]
     Privileged(u32),
     /// The kernel refused for another reason.
     #[error("cannot attach to {pid}: {}", errno.desc())]
@@ -79,25 +83,38 @@ impl AttachError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::NoSuchProcess(_) => "`pidof PROGRAM` or `ps` tells the numbers of running processes".into(),
-            Self::Zombie(_) => "nothing of its memory is left; trace it from its start with `breaktrace run`".into(),
+            Self::NoSuchProcess(_) => {
+                "`pidof PROGRAM` or `ps` tells the numbers of running processes".into()
+            }
+            Self::Zombie(_) => {
+                "nothing of its memory is left; trace it from its start with `breaktrace run`"
+                    .into()
+            }
             Self::OurTracer(_) => "end the other tracer first".into(),
             Self::KernelThread(_) => "name a program's process".into(),
             Self::AlreadyTraced { tracer, .. } => {
                 format!("there can be one tracer at a time: let process {tracer} detach first")
             }
             Self::OtherUser { .. } => "attach as that user or as root: try sudo".into(),
-            Self::Yama { scope: 1, .. } => "start the program with `breaktrace run`, attach as root, or \
+            Self::Yama { scope: 1, .. } => {
+                "start the program with `breaktrace run`, attach as root, or \
                                             `sudo sysctl kernel.yama.ptrace_scope=0`"
-                .into(),
+                    .into()
+            }
             Self::Yama { scope: 2, .. } => "attach as root: try sudo".into(),
-            Self::Yama { .. } => "this setting forbids all attaching until the machine restarts".into(),
-            Self::Privileged(_) => "attach as root, or start it with `breaktrace run` (it then runs without its extra \
+            Self::Yama { .. } => {
+                "this setting forbids all attaching until the machine restarts".into()
+            }
+            Self::Privileged(_) => {
+                "attach as root, or start it with `breaktrace run` (it then runs without its extra \
                                     rights)"
-                .into(),
-            Self::Refused { .. } => "`breaktrace doctor` says what this machine allows; containers may need \
+                    .into()
+            }
+            Self::Refused { .. } => {
+                "`breaktrace doctor` says what this machine allows; containers may need \
                                      --cap-add=SYS_PTRACE"
-                .into(),
+                    .into()
+            }
             Self::Ourselves(_) | Self::Handlers(_) => return None,
         })
     }
@@ -166,20 +183,26 @@ fn diagnose(pid: u32, tid: u32, errno: Errno) -> AttachError {
     let own_uid = nix::unistd::geteuid().as_raw();
     if let Some(status) = status
         && own_uid != 0
-        && [status.ruid, status.euid, status.suid].iter().any(|uid| *uid != own_uid)
+        && [status.ruid, status.euid, status.suid]
+            .iter()
+            .any(|uid| *uid != own_uid)
     {
         // Real user ours, effective one not: it is a set-uid program of ours.
         if status.ruid == own_uid {
             return AttachError::Privileged(pid);
         }
-        let owner = nix::unistd::User::from_uid(status.ruid.into()).ok().flatten();
+        let owner = nix::unistd::User::from_uid(status.ruid.into())
+            .ok()
+            .flatten();
         return AttachError::OtherUser {
             pid,
             owner: owner.map_or_else(|| format!("user {}", status.ruid), |user| user.name),
         };
     }
     match yama_scope() {
-        Some(scope) if scope > 0 && (own_uid != 0 || scope == 3) => AttachError::Yama { pid, scope },
+        Some(scope) if scope > 0 && (own_uid != 0 || scope == 3) => {
+            AttachError::Yama { pid, scope }
+        }
         _ if own_uid != 0 => AttachError::Privileged(pid),
         _ => AttachError::Refused { pid, errno },
     }
@@ -232,7 +255,8 @@ impl Tracer {
     /// and the kernel has put it under our trace itself.
     fn is_explained(&self, tid: u32) -> bool {
         is_dead(tid)
-            || proc::status(tid).is_none_or(|status| status.tracerpid.cast_unsigned() == std::process::id())
+            || proc::status(tid)
+                .is_none_or(|status| status.tracerpid.cast_unsigned() == std::process::id())
     }
 
     fn seized(&mut self, tid: u32, pid: u32) {

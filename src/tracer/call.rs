@@ -115,7 +115,12 @@ impl Pending {
             return Finished::Nothing;
         }
         let value = Returned {
-            value: if self.abi.is_32_bit { value & 0xffff_ffff } else { value }.cast_unsigned(),
+            value: if self.abi.is_32_bit {
+                value & 0xffff_ffff
+            } else {
+                value
+            }
+            .cast_unsigned(),
             error: is_error.then(|| Errno(int(self.signed(value).unsigned_abs()))),
         };
         let [first, second, third, fourth, fifth, sixth] = self.arguments;
@@ -159,7 +164,10 @@ impl Pending {
             Call::ProcessMadvise => return self.process_madvise(tid, value),
             Call::Shmat => EventKind::Shmat {
                 shmid: int(first),
-                length: value.address().done().and_then(|start| mapped_length(tid, start)),
+                length: value
+                    .address()
+                    .done()
+                    .and_then(|start| mapped_length(tid, start)),
                 result: value.address(),
             },
             Call::Shmdt => EventKind::Shmdt {
@@ -211,7 +219,11 @@ impl Pending {
     }
 
     fn abi_name(&self) -> String {
-        if self.is_variant() { "x32".into() } else { self.abi.name.into() }
+        if self.is_variant() {
+            "x32".into()
+        } else {
+            self.abi.name.into()
+        }
     }
 
     fn is_variant(&self) -> bool {
@@ -276,7 +288,10 @@ impl Returned {
 }
 
 /// The half of a register that the kernel reads of an `unsigned int` argument.
-#[expect(clippy::cast_possible_truncation, reason = "the kernel ignores the upper half, too")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel ignores the upper half, too"
+)]
 fn low(register: u64) -> u32 {
     register as u32
 }
@@ -311,7 +326,9 @@ fn read_vector(tid: u32, address: u64, count: u64) -> Option<Vec<Range>> {
     (sys::read_memory(tid, address, &mut bytes) == Ok(bytes.len())).then_some(())?;
     let (words, _) = bytes.as_chunks::<8>();
     let (pairs, _) = words.as_chunks::<2>();
-    let range = |[base, length]: &[[u8; 8]; 2]| Range::new(u64::from_ne_bytes(*base), u64::from_ne_bytes(*length));
+    let range = |[base, length]: &[[u8; 8]; 2]| {
+        Range::new(u64::from_ne_bytes(*base), u64::from_ne_bytes(*length))
+    };
     Some(pairs.iter().map(range).collect())
 }
 
@@ -362,7 +379,9 @@ mod tests {
         for code in -516..=-512 {
             assert_eq!(pending.finish(0, code, true, None), Finished::Nothing);
         }
-        let Finished::Event(EventKind::Mmap { fd, result, .. }) = pending.finish(0, -12, true, None) else {
+        let Finished::Event(EventKind::Mmap { fd, result, .. }) =
+            pending.finish(0, -12, true, None)
+        else {
             panic!("an mmap event");
         };
         assert_eq!((fd, result), (-1, CallResult::Failed(Errno(libc::ENOMEM))));
@@ -371,14 +390,20 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn thirty_two_bit_results_are_taken_by_their_low_half() {
-        let pending = Pending::entered(0x4000_0003, 192, [0, 4096, 3, 0x22, 0xffff_ffff, 3]).unwrap();
+        let pending =
+            Pending::entered(0x4000_0003, 192, [0, 4096, 3, 0x22, 0xffff_ffff, 3]).unwrap();
         let Finished::Event(EventKind::Mmap { offset, result, .. }) =
             pending.finish(0, i64::from(0xf7fc_1000_u32.cast_signed()), false, None)
         else {
             panic!("an mmap event");
         };
-        assert_eq!((offset, result), (3 * 4096, CallResult::Done(Address(0xf7fc_1000))));
-        let Finished::Event(EventKind::Mmap { result, .. }) = pending.finish(0, 0xffff_fff4, true, None) else {
+        assert_eq!(
+            (offset, result),
+            (3 * 4096, CallResult::Done(Address(0xf7fc_1000)))
+        );
+        let Finished::Event(EventKind::Mmap { result, .. }) =
+            pending.finish(0, 0xffff_fff4, true, None)
+        else {
             panic!("an mmap event");
         };
         assert_eq!(result, CallResult::Failed(Errno(libc::ENOMEM)));
@@ -388,7 +413,11 @@ mod tests {
     fn making_pages_readable_is_not_traced() {
         let enter = |protection| {
             let number = u64::try_from(libc::SYS_mprotect).unwrap();
-            Pending::entered(abi::ABIS[0].architecture, number, [0, 4096, protection, 0, 0, 0])
+            Pending::entered(
+                abi::ABIS[0].architecture,
+                number,
+                [0, 4096, protection, 0, 0, 0],
+            )
         };
         assert!(enter(1).is_none());
         assert!(enter(0).is_some());
@@ -399,7 +428,10 @@ mod tests {
     fn partial_advice_covers_the_first_ranges_only() {
         let ranges = [Range::new(0x1000, 0x1000), Range::new(0x8000, 0x2000)];
         let covered: Vec<_> = first_bytes(&ranges, 0x2000).collect();
-        assert_eq!(covered, [Range::new(0x1000, 0x1000), Range::new(0x8000, 0x1000)]);
+        assert_eq!(
+            covered,
+            [Range::new(0x1000, 0x1000), Range::new(0x8000, 0x1000)]
+        );
         assert_eq!(first_bytes(&ranges, 0).count(), 0);
     }
 }

@@ -100,7 +100,11 @@ impl Tracer {
             .get(&stopped.tid())
             .is_some_and(|tracee| matches!(tracee.doing, Doing::MemoryCall(_)));
         let every_call = self.recording.capture.stops == Stops::EveryCall;
-        let how = if every_call || in_memory_call { Resume::ToSyscall(signal) } else { Resume::Run(signal) };
+        let how = if every_call || in_memory_call {
+            Resume::ToSyscall(signal)
+        } else {
+            Resume::Run(signal)
+        };
         self.go_on(stopped, how);
     }
 
@@ -143,7 +147,9 @@ impl Tracer {
             return;
         };
         match Pending::entered(architecture, number, arguments) {
-            Some(pending) if pending.is_clone() => keep_child_traced(stopped.tid(), architecture, number, arguments),
+            Some(pending) if pending.is_clone() => {
+                keep_child_traced(stopped.tid(), architecture, number, arguments)
+            }
             Some(pending) => self.tracees.enter_call(stopped.tid(), pending),
             // The program has a filter of its own that asks for a tracer.
             None => {}
@@ -185,20 +191,30 @@ impl Tracer {
             .get(&tid)
             .is_some_and(|tracee| matches!(tracee.doing, Doing::Unknown));
         let pending = self.tracees.leave_call(tid, Doing::Program).or_else(|| {
-            let (number, arguments) = entry_was_missed.then(|| sys::call_in_registers(tid)).flatten()?;
+            let (number, arguments) = entry_was_missed
+                .then(|| sys::call_in_registers(tid))
+                .flatten()?;
             Pending::entered(architecture, number, arguments).filter(|pending| !pending.is_clone())
         });
         let Some((pending, space)) = pending.zip(self.tracees.space_of(tid)) else {
             self.go_on_with(stopped, 0);
             return;
         };
-        let before = self.tracees.spaces.get(&space).and_then(|space| space.program_break);
+        let before = self
+            .tracees
+            .spaces
+            .get(&space)
+            .and_then(|space| space.program_break);
         let finished = pending.finish(tid, value, is_error, before);
         let unsure = self.apply(space, &pending, &finished);
         if self.options.verify || unsure {
             // The tracee stands still until the snapshot is taken.
             self.tell_finished(tid, space, finished);
-            let reason = if unsure { SnapshotReason::Resync } else { SnapshotReason::Verify };
+            let reason = if unsure {
+                SnapshotReason::Resync
+            } else {
+                SnapshotReason::Verify
+            };
             self.snapshot_by(tid, space, reason);
             self.go_on_with(stopped, 0);
         } else {
@@ -244,7 +260,8 @@ impl Tracer {
                 }
             }
             Finished::AdviceTo { pidfd, events } => {
-                let target = proc::process_of_pidfd(tid, pidfd).and_then(|pid| self.tracees.processes.get(&pid));
+                let target = proc::process_of_pidfd(tid, pidfd)
+                    .and_then(|pid| self.tracees.processes.get(&pid));
                 // Advice to a process that is not under trace concerns none that is.
                 if let Some(space) = target.map(|process| process.space) {
                     for kind in events {
@@ -266,7 +283,9 @@ impl Tracer {
             .get(&space)?
             .under_way
             .iter()
-            .find(|(other, call)| *other != tid && call.frees.is_some_and(|range| range.overlaps(given)))
+            .find(|(other, call)| {
+                *other != tid && call.frees.is_some_and(|range| range.overlaps(given))
+            })
             .map(|(other, _)| *other)
     }
 
@@ -275,8 +294,9 @@ impl Tracer {
         if self.delayed.is_empty() {
             return;
         }
-        let (released, still): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.delayed).into_iter().partition(|(awaited, _)| *awaited == tid);
+        let (released, still): (Vec<_>, Vec<_>) = std::mem::take(&mut self.delayed)
+            .into_iter()
+            .partition(|(awaited, _)| *awaited == tid);
         self.delayed = still;
         let now = self.now();
         for (_, mut event) in released {
@@ -301,7 +321,11 @@ impl Tracer {
         let pid = stopped.tid();
         let every_call = self.recording.capture.stops == Stops::EveryCall;
         // The exec itself has still to return, where returns are seen.
-        let doing = if every_call { Doing::OtherCall } else { Doing::Program };
+        let doing = if every_call {
+            Doing::OtherCall
+        } else {
+            Doing::Program
+        };
         self.admit_process_quietly(pid, Origin::Launched);
         self.tracees.add_thread(pid, pid, doing);
         self.process_started(pid, Origin::Launched, None, None);
@@ -344,8 +368,14 @@ impl Tracer {
     /// A tracee has a child.
     fn child_born(&mut self, stopped: Stopped, birth: Birth) {
         let parent = stopped.tid();
-        let child = stopped.event_message().ok().and_then(|message| u32::try_from(message).ok());
-        let family = self.tracees.process_of(parent).map(|(pid, process)| (pid, process.space));
+        let child = stopped
+            .event_message()
+            .ok()
+            .and_then(|message| u32::try_from(message).ok());
+        let family = self
+            .tracees
+            .process_of(parent)
+            .map(|(pid, process)| (pid, process.space));
         if let Some((child, (pid, space))) = child.zip(family) {
             let shares = sys::same_address_space(parent, child).unwrap_or(birth != Birth::Fork);
             if shares && proc::is_thread_of(child, pid) {
@@ -376,13 +406,25 @@ impl Tracer {
         self.recording.capture.stops == Stops::MemoryCalls
     }
 
-    fn process_born(&mut self, child: u32, parent: u32, parents_space: SpaceId, birth: Birth, shares: bool) {
+    fn process_born(
+        &mut self,
+        child: u32,
+        parent: u32,
+        parents_space: SpaceId,
+        birth: Birth,
+        shares: bool,
+    ) {
         let origin = match (shares, birth) {
             (false, _) => Origin::Forked,
             (true, Birth::Vfork) => Origin::Vforked,
             (true, _) => Origin::Cloned,
         };
-        let Some(command) = self.tracees.processes.get(&parent).map(|process| Rc::clone(&process.command)) else {
+        let Some(command) = self
+            .tracees
+            .processes
+            .get(&parent)
+            .map(|process| Rc::clone(&process.command))
+        else {
             return;
         };
         let recorded = self.options.follow;
@@ -420,7 +462,11 @@ impl Tracer {
         // The thread that called exec has become the leader; all others are gone without a word (ptrace(2), "execve(2)
         // under ptrace").
         let pid = stopped.tid();
-        let others: Vec<u32> = self.tracees.threads_of(pid).filter(|tid| *tid != pid).collect();
+        let others: Vec<u32> = self
+            .tracees
+            .threads_of(pid)
+            .filter(|tid| *tid != pid)
+            .collect();
         for tid in others {
             self.forget_thread(tid);
             self.record_process(pid, tid, EventKind::ThreadEnded);
@@ -457,7 +503,11 @@ impl Tracer {
             tracee.ending = true;
         }
         if let Some(space) = self.tracees.space_of(tid)
-            && self.tracees.spaces.get(&space).is_some_and(|space| space.recorded)
+            && self
+                .tracees
+                .spaces
+                .get(&space)
+                .is_some_and(|space| space.recorded)
             && !self.tracees.is_in_use(space)
         {
             self.snapshot_by(tid, space, SnapshotReason::End);
@@ -549,8 +599,15 @@ impl Tracer {
     }
 
     fn event(&self, tid: u32, space: SpaceId, kind: EventKind) -> Option<Event> {
-        let state = self.tracees.spaces.get(&space).filter(|space| space.recorded)?;
-        let caller = self.tracees.process_of(tid).filter(|(_, process)| process.recorded);
+        let state = self
+            .tracees
+            .spaces
+            .get(&space)
+            .filter(|space| space.recorded)?;
+        let caller = self
+            .tracees
+            .process_of(tid)
+            .filter(|(_, process)| process.recorded);
         // An unrecorded child that shares the memory of a recorded process acts on its behalf.
         let pid = caller.map_or(state.owner, |(pid, _)| pid);
         Some(Event {
@@ -575,7 +632,9 @@ impl Tracer {
             .max();
         match snapshot.reason {
             // The break begins where the heap does, before the first call (fs/binfmt_elf.c).
-            SnapshotReason::Start if space.program_break.is_none() => space.program_break = snapshot.heap_start,
+            SnapshotReason::Start if space.program_break.is_none() => {
+                space.program_break = snapshot.heap_start
+            }
             SnapshotReason::Attach => space.program_break = heap_end.or(snapshot.heap_start),
             SnapshotReason::Resync => space.program_break = heap_end.or(space.program_break),
             _ => {}
@@ -598,7 +657,9 @@ fn given_by_kernel(kind: &EventKind) -> Option<Range> {
             address: old,
             result: CallResult::Done(address),
             ..
-        } if address != old && !flags.contains(RemapFlags::FIXED) => Some(range(*address, *new_length)),
+        } if address != old && !flags.contains(RemapFlags::FIXED) => {
+            Some(range(*address, *new_length))
+        }
         EventKind::Shmat {
             length: Some(length),
             result: CallResult::Done(address),
@@ -632,7 +693,9 @@ fn keep_child_traced(tid: u32, architecture: u32, number: u64, arguments: [u64; 
         }
         // The flags are the first member of struct clone_args (clone(2)).
         abi::Call::Clone3 => match sys::read_word(tid, arguments[0]) {
-            Some(flags) if flags & CLONE_UNTRACED != 0 => sys::write_word(tid, arguments[0], flags & !CLONE_UNTRACED),
+            Some(flags) if flags & CLONE_UNTRACED != 0 => {
+                sys::write_word(tid, arguments[0], flags & !CLONE_UNTRACED)
+            }
             _ => Ok(()),
         },
         _ => Ok(()),

@@ -19,10 +19,12 @@ pub(super) fn diagnose(path: &Path, errno: Errno) -> LaunchError {
     let path = path.to_path_buf();
     let head = read_head(&path).unwrap_or_default();
     match errno {
-        Errno::ENOENT => match script_interpreter(&head).or_else(|| elf_interpreter(&path, &head)) {
-            Some(interpreter) => LaunchError::MissingInterpreter { path, interpreter },
-            None => LaunchError::NotFound(path.into_os_string()),
-        },
+        Errno::ENOENT => {
+            match script_interpreter(&head).or_else(|| elf_interpreter(&path, &head)) {
+                Some(interpreter) => LaunchError::MissingInterpreter { path, interpreter },
+                None => LaunchError::NotFound(path.into_os_string()),
+            }
+        }
         Errno::ENOEXEC => match elf_machine(&head) {
             Some(machine) if machine != own_machine() => LaunchError::WrongArchitecture {
                 path,
@@ -43,13 +45,20 @@ fn read_head(path: &PathBuf) -> Option<Vec<u8>> {
 }
 
 fn script_interpreter(head: &[u8]) -> Option<String> {
-    let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let line = head
+        .strip_prefix(b"#!")?
+        .split(|&byte| byte == b'\n')
+        .next()?;
     let word = line
         .split(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
         .find(|word| !word.is_empty())?;
     // A carriage return is part of the name for the kernel: the usual reason for "not found" on files from Windows.
     let name = String::from_utf8_lossy(word).into_owned();
-    Some(if line.ends_with(b"\r") { format!("{name}\\r") } else { name })
+    Some(if line.ends_with(b"\r") {
+        format!("{name}\\r")
+    } else {
+        name
+    })
 }
 
 fn is_64_bit_elf(head: &[u8]) -> bool {
@@ -72,7 +81,13 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 fn elf_machine(head: &[u8]) -> Option<u16> {
     let big_endian = head.get(5) == Some(&2);
     head.starts_with(b"\x7fELF").then_some(())?;
-    half(head, 18).map(|machine| if big_endian { machine.swap_bytes() } else { machine })
+    half(head, 18).map(|machine| {
+        if big_endian {
+            machine.swap_bytes()
+        } else {
+            machine
+        }
+    })
 }
 
 /// The path in the `PT_INTERP` header of elf(5).
@@ -132,7 +147,10 @@ fn machine_name(machine: u16) -> String {
     MACHINES
         .iter()
         .find(|(number, _)| *number == machine)
-        .map_or_else(|| format!("ELF machine {machine}"), |(_, name)| (*name).to_owned())
+        .map_or_else(
+            || format!("ELF machine {machine}"),
+            |(_, name)| (*name).to_owned(),
+        )
 }
 
 #[cfg(test)]
@@ -141,7 +159,10 @@ mod tests {
 
     #[test]
     fn the_interpreter_of_a_script_is_the_first_word_after_the_mark() {
-        assert_eq!(script_interpreter(b"#! /bin/nope -x\nrest").unwrap(), "/bin/nope");
+        assert_eq!(
+            script_interpreter(b"#! /bin/nope -x\nrest").unwrap(),
+            "/bin/nope"
+        );
         assert_eq!(script_interpreter(b"#!/bin/sh\r\n").unwrap(), "/bin/sh\\r");
         assert_eq!(script_interpreter(b"echo"), None);
         assert_eq!(script_interpreter(b"#!\n"), None);

@@ -67,7 +67,11 @@ impl LatencyHold {
     fn hold(&mut self) -> bool {
         let request = |mut file: File| file.write_all(&0_i32.to_ne_bytes()).map(|()| file);
         // The kernel drops the request when the descriptor is closed, so also when we die.
-        match OpenOptions::new().write(true).open("/dev/cpu_dma_latency").and_then(request) {
+        match OpenOptions::new()
+            .write(true)
+            .open("/dev/cpu_dma_latency")
+            .and_then(request)
+        {
             Ok(file) => {
                 self.held = Some(file);
                 true
@@ -97,7 +101,9 @@ mod tests {
     #[test]
     fn fast_stops_hold_the_latency_until_they_cease() {
         let mut latency = LatencyHold::new(true);
-        let began = (0..100).filter(|stop| latency.count_stop(Timestamp(stop * 20_000))).count();
+        let began = (0..100)
+            .filter(|stop| latency.count_stop(Timestamp(stop * 20_000)))
+            .count();
         // Where the device is missing or forbidden, nothing is held and nothing fails.
         assert!(began <= 1);
         assert_eq!(latency.held.is_some(), began == 1);

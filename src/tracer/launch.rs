@@ -7,6 +7,7 @@
 use std::ffi::CString;
 use std::ffi::OsStr;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
@@ -37,7 +38,7 @@ use crate::event::Stops;
 use crate::inherited;
 
 /// A program to launch.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Launch {
     /// A path, or a name to look up in `PATH`.
     pub program: OsString,
@@ -51,6 +52,8 @@ pub struct Launch {
     pub user: Option<String>,
     /// Let only memory calls stop it.
     pub seccomp: bool,
+    /// Where its standard output goes; ours, if absent.
+    pub stdout: Option<File>,
 }
 
 /// Why a program could not be started.
@@ -131,7 +134,11 @@ pub enum LaunchError {
 }
 
 fn searched(program: &OsStr) -> &'static str {
-    if program.as_bytes().contains(&b'/') { "" } else { " in PATH" }
+    if program.as_bytes().contains(&b'/') {
+        ""
+    } else {
+        " in PATH"
+    }
 }
 
 impl LaunchError {
@@ -166,9 +173,14 @@ impl LaunchError {
                 "install the interpreter, or call the program through the right one".into()
             }
             Self::WrongArchitecture { .. } => "build it for this machine".into(),
-            Self::UnknownFormat(path) => format!("if it is a shell script: breaktrace run sh {}", path.display()),
+            Self::UnknownFormat(path) => format!(
+                "if it is a shell script: breaktrace run sh {}",
+                path.display()
+            ),
             Self::NoSuchUser(_) => "see `getent passwd` for the users of this machine".into(),
-            Self::CannotBecome { .. } => "only root may run programs as somebody else; try sudo".into(),
+            Self::CannotBecome { .. } => {
+                "only root may run programs as somebody else; try sudo".into()
+            }
             Self::Trace { .. } => "`breaktrace doctor` says what this machine allows".into(),
             Self::Refused { .. } | Self::NulByte { .. } | Self::DiedEarly { .. } => return None,
         })
@@ -196,9 +208,15 @@ enum Step {
 
 impl Step {
     fn from_number(number: u8) -> Option<Self> {
-        [Self::Personality, Self::NoNewPrivs, Self::Filter, Self::User, Self::Exec]
-            .into_iter()
-            .find(|step| *step as u8 == number)
+        [
+            Self::Personality,
+            Self::NoNewPrivs,
+            Self::Filter,
+            Self::User,
+            Self::Exec,
+        ]
+        .into_iter()
+        .find(|step| *step as u8 == number)
     }
 }
 
@@ -211,6 +229,7 @@ struct Prepared {
     filter: Option<Filter>,
     no_aslr: bool,
     sigpipe: libc::sighandler_t,
+    stdout: Option<c_int>,
     closed: Vec<c_int>,
 }
 
@@ -228,7 +247,10 @@ impl Strings {
             .map(|string| string.as_ptr())
             .chain(std::iter::once(std::ptr::null()))
             .collect();
-        Self { _owned: owned, pointers }
+        Self {
+            _owned: owned,
+            pointers,
+        }
     }
 }
 
@@ -262,7 +284,14 @@ pub(super) fn launch(launch: &Launch, options: c_int) -> Result<Launched, Launch
         }
         pid => {
             drop((go_read, news_write));
-            take_over(pid.cast_unsigned(), options, go_write, news_read, launch, &path)
+            take_over(
+                pid.cast_unsigned(),
+                options,
+                go_write,
+                news_read,
+                launch,
+                &path,
+            )
         }
     }
 }
@@ -271,9 +300,14 @@ pub(super) fn launch(launch: &Launch, options: c_int) -> Result<Launched, Launch
 fn resolve(launch: &Launch) -> Result<PathBuf, LaunchError> {
     let program = &launch.program;
     if program.as_bytes().contains(&b'/') {
-        return runnable(PathBuf::from(program))?.ok_or_else(|| LaunchError::NotFound(program.clone()));
+        return runnable(PathBuf::from(program))?
+            .ok_or_else(|| LaunchError::NotFound(program.clone()));
     }
-    let set = launch.environment.iter().rev().find(|(name, _)| name == "PATH");
+    let set = launch
+        .environment
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "PATH");
     let search = set
         .map(|(_, value)| value.clone())
         .or_else(|| std::env::var_os("PATH"))
@@ -282,7 +316,11 @@ fn resolve(launch: &Launch) -> Result<PathBuf, LaunchError> {
     for directory in std::env::split_paths(&search).filter(|_| !program.is_empty()) {
         // An empty entry means the current directory.
         let candidate = Path::new(".").join(&directory).join(program);
-        let candidate = if directory.is_absolute() { directory.join(program) } else { candidate };
+        let candidate = if directory.is_absolute() {
+            directory.join(program)
+        } else {
+            candidate
+        };
         match runnable(candidate) {
             Ok(Some(path)) => return Ok(path),
             Ok(None) => {}
@@ -295,10 +333,14 @@ fn resolve(launch: &Launch) -> Result<PathBuf, LaunchError> {
 /// `None` if there is nothing; an error if there is something that cannot be run.
 fn runnable(path: PathBuf) -> Result<Option<PathBuf>, LaunchError> {
     match std::fs::metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(LaunchError::NotExecutable(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(LaunchError::NotExecutable(path))
+        }
         Err(_) => Ok(None),
         Ok(metadata) if metadata.is_dir() => Err(LaunchError::Directory(path)),
-        Ok(_) if nix::unistd::access(&path, AccessFlags::X_OK).is_err() => Err(LaunchError::NotExecutable(path)),
+        Ok(_) if nix::unistd::access(&path, AccessFlags::X_OK).is_err() => {
+            Err(LaunchError::NotExecutable(path))
+        }
         Ok(_) => Ok(Some(path)),
     }
 }
@@ -331,6 +373,7 @@ fn prepare(launch: &Launch, path: &Path) -> Result<Prepared, LaunchError> {
         } else {
             libc::SIG_DFL
         },
+        stdout: launch.stdout.as_ref().map(AsRawFd::as_raw_fd),
         closed: inherited::closed_descriptors().collect(),
     })
 }
@@ -414,13 +457,18 @@ fn become_program(prepared: &Prepared, go: &OwnedFd, news: &OwnedFd) -> ! {
         // SAFETY: what is closed here is the /dev/null that Rust's runtime opened.
         unsafe { libc::close(*descriptor) };
     }
+    if let Some(stdout) = prepared.stdout {
+        // SAFETY: takes numbers only; `stdout` stays open in the parent until the child has begun.
+        unsafe { libc::dup2(stdout, libc::STDOUT_FILENO) };
+    }
     let errno = exec(prepared);
     give_up(Step::Exec, errno)
 }
 
 fn without_randomization() -> Result<(), Errno> {
     let persona = nix::sys::personality::get()?;
-    nix::sys::personality::set(persona | nix::sys::personality::Persona::ADDR_NO_RANDOMIZE).map(drop)
+    nix::sys::personality::set(persona | nix::sys::personality::Persona::ADDR_NO_RANDOMIZE)
+        .map(drop)
 }
 
 fn change_identity(identity: &Identity) -> Result<(), Errno> {
@@ -510,7 +558,9 @@ fn wait_for_exec(pid: u32) -> Result<Result<Stopped, Outcome>, LaunchError> {
         match stop::interpret(status) {
             Change::Ended(outcome) => return Ok(Err(outcome)),
             Change::Stopped(Stop::Exec) => return Ok(Ok(Stopped::reported(pid))),
-            Change::Stopped(Stop::Signal(signal)) => Stopped::reported(pid).resume(Resume::Run(signal)),
+            Change::Stopped(Stop::Signal(signal)) => {
+                Stopped::reported(pid).resume(Resume::Run(signal))
+            }
             Change::Stopped(Stop::Group) => Stopped::reported(pid).resume(Resume::Listen),
             // Its own memory calls between the filter and the exec are none of the program's.
             Change::Stopped(_) => Stopped::reported(pid).resume(Resume::Run(0)),
@@ -522,14 +572,17 @@ fn wait_for_exec(pid: u32) -> Result<Result<Stopped, Outcome>, LaunchError> {
 fn read_news(news: OwnedFd) -> Vec<(Step, Errno)> {
     let mut bytes = Vec::new();
     // The child has closed its end by exec or exit, so this ends.
-    if std::fs::File::from(news).read_to_end(&mut bytes).is_err() {
+    if File::from(news).read_to_end(&mut bytes).is_err() {
         return Vec::new();
     }
     let (messages, _) = bytes.as_chunks::<5>();
     messages
         .iter()
         .filter_map(|[step, errno @ ..]| {
-            Some((Step::from_number(*step)?, Errno::from_raw(i32::from_ne_bytes(*errno))))
+            Some((
+                Step::from_number(*step)?,
+                Errno::from_raw(i32::from_ne_bytes(*errno)),
+            ))
         })
         .collect()
 }
@@ -572,7 +625,10 @@ mod tests {
     fn launching(program: &str, environment: &[(&str, &str)]) -> Launch {
         Launch {
             program: program.into(),
-            environment: environment.iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            environment: environment
+                .iter()
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
             ..Launch::default()
         }
     }
@@ -588,7 +644,10 @@ mod tests {
 
     #[test]
     fn directories_and_plain_files_are_refused_as_what_they_are() {
-        assert!(matches!(resolve(&launching("/usr", &[])), Err(LaunchError::Directory(_))));
+        assert!(matches!(
+            resolve(&launching("/usr", &[])),
+            Err(LaunchError::Directory(_))
+        ));
         let error = resolve(&launching("/etc/passwd", &[])).unwrap_err();
         assert!(matches!(error, LaunchError::NotExecutable(_)));
         assert_eq!(error.exit_code(), 126);
@@ -597,8 +656,17 @@ mod tests {
 
     #[test]
     fn added_variables_replace_in_place_and_come_last_otherwise() {
-        let entries = environment(&launching("true", &[("PATH", "/x"), ("BREAKTRACE_TEST_NEW", "1")]));
-        assert_eq!(entries.iter().filter(|entry| entry.as_bytes().starts_with(b"PATH=")).count(), 1);
+        let entries = environment(&launching(
+            "true",
+            &[("PATH", "/x"), ("BREAKTRACE_TEST_NEW", "1")],
+        ));
+        assert_eq!(
+            entries
+                .iter()
+                .filter(|entry| entry.as_bytes().starts_with(b"PATH="))
+                .count(),
+            1
+        );
         assert!(entries.contains(&"PATH=/x".into()));
         assert_eq!(entries.last().unwrap(), "BREAKTRACE_TEST_NEW=1");
     }

@@ -176,11 +176,18 @@ impl Tracer {
             .chain(&launch.arguments)
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        let mut tracer = Self::new(Mode::Run, command, vec![pid], launched.stops, launch.no_aslr, options)
-            .map_err(|errno| LaunchError::Trace {
-                request: "sigaction",
-                errno,
-            })?;
+        let mut tracer = Self::new(
+            Mode::Run,
+            command,
+            vec![pid],
+            launched.stops,
+            launch.no_aslr,
+            options,
+        )
+        .map_err(|errno| LaunchError::Trace {
+            request: "sigaction",
+            errno,
+        })?;
         tracer.launched = Some(pid);
         tracer.admit_launched(launched.stopped, launched.notices);
         Ok(tracer)
@@ -193,13 +200,22 @@ impl Tracer {
     /// One of them cannot be traced; none is, then.
     pub fn attach(pids: &[u32], options: Options) -> Result<Self, AttachError> {
         let pids = attach::processes(pids)?;
-        let mut tracer = Self::new(Mode::Attach, Vec::new(), pids.clone(), Stops::EveryCall, false, options)
-            .map_err(AttachError::Handlers)?;
+        let mut tracer = Self::new(
+            Mode::Attach,
+            Vec::new(),
+            pids.clone(),
+            Stops::EveryCall,
+            false,
+            options,
+        )
+        .map_err(AttachError::Handlers)?;
         for pid in pids {
             tracer.seize_process(pid)?;
         }
         let threads: Vec<u32> = tracer.tracees.threads.keys().copied().collect();
-        tracer.phase = Phase::Joining { since: tracer.now() };
+        tracer.phase = Phase::Joining {
+            since: tracer.now(),
+        };
         for tid in threads {
             // A thread that has died meanwhile reports its end.
             let _ = sys::interrupt(tid);
@@ -216,7 +232,8 @@ impl Tracer {
         options: Options,
     ) -> Result<Self, Errno> {
         let after = |duration: Option<Duration>| {
-            duration.map(|duration| Timestamp(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+            duration
+                .map(|duration| Timestamp(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
         };
         Ok(Self {
             options,
@@ -376,7 +393,9 @@ impl Tracer {
         let now = self.now();
         match self.phase {
             Phase::Joining { since } => self.join_when_still(now.0.saturating_sub(since.0)),
-            Phase::Leaving { since, let_go } => self.leave_when_still(now.0.saturating_sub(since.0), let_go),
+            Phase::Leaving { since, let_go } => {
+                self.leave_when_still(now.0.saturating_sub(since.0), let_go)
+            }
             Phase::Tracing | Phase::Over => {}
         }
         if let Some(deadline) = self.deadline
@@ -392,7 +411,9 @@ impl Tracer {
             self.next_snapshot = Some(Timestamp(now.0 - now.0 % period + period));
             self.snapshot_all(SnapshotReason::Interval);
         }
-        if now.0.saturating_sub(self.last_tick.0) >= u64::try_from(requests::TICK.as_nanos() / 2).unwrap_or(0) {
+        if now.0.saturating_sub(self.last_tick.0)
+            >= u64::try_from(requests::TICK.as_nanos() / 2).unwrap_or(0)
+        {
             self.last_tick = now;
             self.latency.release_if_quiet(now);
             self.take_in_orphans(now);
@@ -493,7 +514,11 @@ impl Tracer {
              run without it; Ctrl-C ends them",
             pids.len(),
             named.join(", "),
-            if pids.len() > named.len() { ", …" } else { "" }
+            if pids.len() > named.len() {
+                ", …"
+            } else {
+                ""
+            }
         );
         let pid = pids.first().copied().unwrap_or(0);
         self.mention(pid, NoticeCode::StillRunning, message);
@@ -554,14 +579,23 @@ impl Tracer {
 
     /// Tells of an attached process: what it is, its threads, and its address space.
     fn tell_joined(&mut self, pid: u32) {
-        let Some(space) = self.tracees.processes.get(&pid).map(|process| process.space) else {
+        let Some(space) = self
+            .tracees
+            .processes
+            .get(&pid)
+            .map(|process| process.space)
+        else {
             return;
         };
         self.process_started(pid, Origin::Attached, None, None);
         let mut threads: Vec<u32> = self.tracees.threads_of(pid).collect();
         threads.sort_unstable();
         // A leader that has exited is no thread of ours, but the process has its number and its first thread.
-        let first = if threads.contains(&pid) { pid } else { threads.first().copied().unwrap_or(pid) };
+        let first = if threads.contains(&pid) {
+            pid
+        } else {
+            threads.first().copied().unwrap_or(pid)
+        };
         for tid in threads.into_iter().filter(|tid| *tid != first) {
             self.thread_started(tid, pid);
         }
@@ -605,7 +639,12 @@ impl Tracer {
             .map(|(tid, _)| *tid)
             .collect();
         for tid in held {
-            if let Some((stopped, how)) = self.tracees.threads.remove(&tid).and_then(|tracee| tracee.held) {
+            if let Some((stopped, how)) = self
+                .tracees
+                .threads
+                .remove(&tid)
+                .and_then(|tracee| tracee.held)
+            {
                 detach(stopped, how);
             }
         }
@@ -642,10 +681,17 @@ impl Tracer {
 
     /// Takes a snapshot of an address space through one of its threads. Returns whether that could be done.
     fn snapshot_by(&mut self, tid: u32, space: SpaceId, reason: SnapshotReason) -> bool {
-        let Some(under_way) = self.tracees.spaces.get(&space).map(|space| space.under_way.len()) else {
+        let Some(under_way) = self
+            .tracees
+            .spaces
+            .get(&space)
+            .map(|space| space.under_way.len())
+        else {
             return false;
         };
-        let Some(snapshot) = proc::snapshot(tid, reason, u32::try_from(under_way).unwrap_or(u32::MAX)) else {
+        let Some(snapshot) =
+            proc::snapshot(tid, reason, u32::try_from(under_way).unwrap_or(u32::MAX))
+        else {
             return false;
         };
         self.learn_break(space, &snapshot);
@@ -666,13 +712,21 @@ fn detach(stopped: Stopped, how: Resume) {
 /// What the kernel shall report of a launched program and its children. It must not outlive us, as the filter makes
 /// calls fail that nobody answers for; and with the filter no child may escape.
 fn launch_options(seccomp: bool, follow: bool) -> c_int {
-    let filter = if seccomp { libc::PTRACE_O_TRACESECCOMP } else { 0 };
+    let filter = if seccomp {
+        libc::PTRACE_O_TRACESECCOMP
+    } else {
+        0
+    };
     trace_options(follow || seccomp) | filter | libc::PTRACE_O_EXITKILL
 }
 
 /// What the kernel shall report of tracees.
 fn trace_options(follow: bool) -> c_int {
-    let children = if follow { libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK } else { 0 };
+    let children = if follow {
+        libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK
+    } else {
+        0
+    };
     libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACEEXEC
         | libc::PTRACE_O_TRACECLONE

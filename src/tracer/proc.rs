@@ -111,7 +111,10 @@ pub(super) fn snapshot(tid: u32, reason: SnapshotReason, calls_under_way: u32) -
 /// Where the heap of thread `tid` starts.
 pub(super) fn heap_start(tid: u32) -> Option<Address> {
     // Zero for kernel threads, and where the kernel hides it.
-    stat(tid)?.start_brk.filter(|start| *start != 0).map(Address)
+    stat(tid)?
+        .start_brk
+        .filter(|start| *start != 0)
+        .map(Address)
 }
 
 fn memory(tid: u32) -> Option<MemoryFigures> {
@@ -146,15 +149,24 @@ fn heap_pages(tid: u32, mappings: &[Mapping]) -> Option<PageFigures> {
         let mut page = heap.start.0 / page_size;
         let end = heap.end.0 / page_size;
         while page < end {
-            let wanted = usize::try_from(end - page).map_or(PAGES_AT_ONCE, |pages| pages.min(PAGES_AT_ONCE));
+            let wanted =
+                usize::try_from(end - page).map_or(PAGES_AT_ONCE, |pages| pages.min(PAGES_AT_ONCE));
             let read = pagemap.read_at(&mut buffer[..8 * wanted], page * 8).ok()?;
             let (entries, _) = buffer[..read].as_chunks::<8>();
             if entries.is_empty() {
                 return None;
             }
             for entry in entries.iter().map(|entry| u64::from_ne_bytes(*entry)) {
-                figures.resident_bytes += if entry & PAGE_PRESENT != 0 { page_size } else { 0 };
-                figures.swapped_bytes += if entry & PAGE_SWAPPED != 0 { page_size } else { 0 };
+                figures.resident_bytes += if entry & PAGE_PRESENT != 0 {
+                    page_size
+                } else {
+                    0
+                };
+                figures.swapped_bytes += if entry & PAGE_SWAPPED != 0 {
+                    page_size
+                } else {
+                    0
+                };
             }
             page += entries.len() as u64;
         }

@@ -25,12 +25,20 @@ static PENDING: AtomicU64 = AtomicU64::new(0);
 static SENT_BY_PROCESS: AtomicU64 = AtomicU64::new(0);
 
 /// Signals that end a recording, or are passed on to the program.
-const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+const ENDING: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
 /// Signals by which terminals stop background jobs and Ctrl-Z stops a foreground one.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
 extern "C" fn note(signal: c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    let Some(bit) = u32::try_from(signal).ok().and_then(|shift| 1_u64.checked_shl(shift)) else {
+    let Some(bit) = u32::try_from(signal)
+        .ok()
+        .and_then(|shift| 1_u64.checked_shl(shift))
+    else {
         return;
     };
     // The terminal signals the whole foreground group as the kernel (SI_KERNEL); the program has its own copy then.
@@ -96,8 +104,14 @@ impl Handlers {
         PENDING.store(0, Ordering::Release);
         SENT_BY_PROCESS.store(0, Ordering::Release);
         // No SA_RESTART: a signal must interrupt the wait.
-        let noted = SigAction::new(SigHandler::SigAction(note), SaFlags::SA_SIGINFO, SigSet::empty());
-        let mut handlers = Self { previous: Vec::new() };
+        let noted = SigAction::new(
+            SigHandler::SigAction(note),
+            SaFlags::SA_SIGINFO,
+            SigSet::empty(),
+        );
+        let mut handlers = Self {
+            previous: Vec::new(),
+        };
         for signal in ENDING
             .into_iter()
             .chain(STOPPING)
@@ -105,7 +119,8 @@ impl Handlers {
         {
             // SAFETY: the handler touches atomics only.
             let previous = unsafe { nix::sys::signal::sigaction(signal, &noted)? };
-            let keep_ignoring = signal != Signal::SIGALRM && matches!(previous.handler(), SigHandler::SigIgn);
+            let keep_ignoring =
+                signal != Signal::SIGALRM && matches!(previous.handler(), SigHandler::SigIgn);
             if keep_ignoring {
                 // SAFETY: puts back what was there.
                 unsafe { nix::sys::signal::sigaction(signal, &previous)? };

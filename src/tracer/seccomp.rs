@@ -23,13 +23,24 @@ const fn argument_low(index: u32) -> u32 {
 const fn argument_high(index: u32) -> u32 {
     argument_low(index) + 4
 }
-const _: () = assert!(cfg!(target_endian = "little"), "argument halves are little-endian");
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "argument halves are little-endian"
+);
 
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-const JUMP_IF_ANY: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+const LOAD: u16 = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
+const AND: u16 = code(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K);
+const JUMP_IF_EQUAL: u16 = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+const JUMP_IF_ANY: u16 = code(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K);
+const RETURN: u16 = code(libc::BPF_RET | libc::BPF_K);
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "all BPF_* parts of a code lie in its low byte (linux/bpf_common.h)"
+)]
+const fn code(parts: u32) -> u16 {
+    parts as u16
+}
 
 /// A finished filter, ready to be installed by a child that must not allocate any more.
 #[derive(Debug)]
@@ -131,7 +142,12 @@ fn section(abi: &Abi) -> Vec<sock_filter> {
 }
 
 fn statement(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> sock_filter {
@@ -160,7 +176,13 @@ mod tests {
         loop {
             let instruction = filter.program[at];
             at += 1;
-            let branch = |taken| usize::from(if taken { instruction.jt } else { instruction.jf });
+            let branch = |taken| {
+                usize::from(if taken {
+                    instruction.jt
+                } else {
+                    instruction.jf
+                })
+            };
             match instruction.code {
                 LOAD => {
                     let offset = usize::try_from(instruction.k).unwrap();
@@ -179,14 +201,26 @@ mod tests {
     fn each_traced_call_of_each_abi_stops_and_nothing_else() {
         for abi in abi::ABIS {
             for number in 0..600 {
-                let call = abi.calls.iter().find(|(n, _)| *n == number).map(|(_, call)| *call);
+                let call = abi
+                    .calls
+                    .iter()
+                    .find(|(n, _)| *n == number)
+                    .map(|(_, call)| *call);
                 let expected = match call {
                     None | Some(Call::Clone) => libc::SECCOMP_RET_ALLOW,
                     Some(_) => libc::SECCOMP_RET_TRACE,
                 };
-                assert_eq!(verdict(abi.architecture, number, [0; 6]), expected, "{} {number}", abi.name);
+                assert_eq!(
+                    verdict(abi.architecture, number, [0; 6]),
+                    expected,
+                    "{} {number}",
+                    abi.name
+                );
             }
-            assert_eq!(verdict(abi.architecture, u32::MAX, [0; 6]), libc::SECCOMP_RET_ALLOW);
+            assert_eq!(
+                verdict(abi.architecture, u32::MAX, [0; 6]),
+                libc::SECCOMP_RET_ALLOW
+            );
         }
         assert_eq!(verdict(0x1234, 12, [0; 6]), libc::SECCOMP_RET_ALLOW);
     }
@@ -198,7 +232,11 @@ mod tests {
         let protect = |protection| verdict(architecture, number, [0, 0, protection, 0, 0, 0]);
         assert_eq!(protect(1), libc::SECCOMP_RET_ALLOW);
         for protection in [0, 2, 3, 5, 7, 1 | 1 << 32, u64::MAX] {
-            assert_eq!(protect(protection), libc::SECCOMP_RET_TRACE, "{protection:#x}");
+            assert_eq!(
+                protect(protection),
+                libc::SECCOMP_RET_TRACE,
+                "{protection:#x}"
+            );
             assert!(abi::is_traced_protection(protection));
         }
     }

@@ -83,7 +83,10 @@ pub(super) fn interpret(RawStatus(status): RawStatus) -> Change {
         libc::PTRACE_EVENT_EXIT => Stop::Exit,
         // With another signal, or none, it is a stop that wants to be resumed (kernel/signal.c, do_jobctl_trap).
         libc::PTRACE_EVENT_STOP
-            if matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) =>
+            if matches!(
+                signal,
+                libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU
+            ) =>
         {
             Stop::Group
         }
@@ -177,7 +180,10 @@ mod tests {
 
     #[test]
     fn exits_and_deaths_keep_code_signal_and_core_flag() {
-        assert_eq!(interpret(RawStatus(42 << 8)), Change::Ended(Outcome::Exited(42)));
+        assert_eq!(
+            interpret(RawStatus(42 << 8)),
+            Change::Ended(Outcome::Exited(42))
+        );
         assert_eq!(
             interpret(RawStatus(11 | 0x80)),
             Change::Ended(Outcome::Killed {
@@ -196,15 +202,33 @@ mod tests {
 
     #[test]
     fn group_stops_are_told_from_interrupts_by_their_signal() {
-        assert_eq!(stopped(libc::SIGTSTP, libc::PTRACE_EVENT_STOP), Change::Stopped(Stop::Group));
-        assert_eq!(stopped(libc::SIGTRAP, libc::PTRACE_EVENT_STOP), Change::Stopped(Stop::Event));
-        assert_eq!(stopped(0, libc::PTRACE_EVENT_STOP), Change::Stopped(Stop::Event));
-        assert_eq!(stopped(libc::SIGSTOP, 0), Change::Stopped(Stop::Signal(libc::SIGSTOP)));
+        assert_eq!(
+            stopped(libc::SIGTSTP, libc::PTRACE_EVENT_STOP),
+            Change::Stopped(Stop::Group)
+        );
+        assert_eq!(
+            stopped(libc::SIGTRAP, libc::PTRACE_EVENT_STOP),
+            Change::Stopped(Stop::Event)
+        );
+        assert_eq!(
+            stopped(0, libc::PTRACE_EVENT_STOP),
+            Change::Stopped(Stop::Event)
+        );
+        assert_eq!(
+            stopped(libc::SIGSTOP, 0),
+            Change::Stopped(Stop::Signal(libc::SIGSTOP))
+        );
     }
 
     #[test]
     fn a_system_call_stop_is_not_a_trap_signal() {
-        assert_eq!(stopped(libc::SIGTRAP | 0x80, 0), Change::Stopped(Stop::Syscall));
-        assert_eq!(stopped(libc::SIGTRAP, 0), Change::Stopped(Stop::Signal(libc::SIGTRAP)));
+        assert_eq!(
+            stopped(libc::SIGTRAP | 0x80, 0),
+            Change::Stopped(Stop::Syscall)
+        );
+        assert_eq!(
+            stopped(libc::SIGTRAP, 0),
+            Change::Stopped(Stop::Signal(libc::SIGTRAP))
+        );
     }
 }

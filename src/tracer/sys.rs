@@ -41,7 +41,11 @@ pub(super) enum SyscallInfo {
 }
 
 fn signed(result: c_long) -> Result<c_long, Errno> {
-    if result == -1 { Err(Errno::last()) } else { Ok(result) }
+    if result == -1 {
+        Err(Errno::last())
+    } else {
+        Ok(result)
+    }
 }
 
 fn tid_as_pid(tid: u32) -> libc::pid_t {
@@ -89,7 +93,11 @@ fn signal_number(signal: c_int) -> usize {
 
 /// Begins to trace a thread without stopping it.
 pub(super) fn seize(tid: u32, options: c_int) -> Result<(), Errno> {
-    request(libc::PTRACE_SEIZE, tid, usize::try_from(options).unwrap_or(0))
+    request(
+        libc::PTRACE_SEIZE,
+        tid,
+        usize::try_from(options).unwrap_or(0),
+    )
 }
 
 /// Asks a seized tracee to stop; it reports `PTRACE_EVENT_STOP`, or whatever stops it first.

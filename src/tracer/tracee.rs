@@ -143,13 +143,21 @@ impl Tracees {
     /// Whether some thread still uses this address space.
     pub(super) fn is_in_use(&self, space: SpaceId) -> bool {
         self.threads.values().any(|tracee| {
-            !tracee.ending && self.processes.get(&tracee.pid).is_some_and(|process| process.space == space)
+            !tracee.ending
+                && self
+                    .processes
+                    .get(&tracee.pid)
+                    .is_some_and(|process| process.space == space)
         })
     }
 
     /// Drops an address space that no process uses any more.
     pub(super) fn drop_space_if_unused(&mut self, space: SpaceId) {
-        if !self.processes.values().any(|process| process.space == space) {
+        if !self
+            .processes
+            .values()
+            .any(|process| process.space == space)
+        {
             self.spaces.remove(&space);
         }
     }

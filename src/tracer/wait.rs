@@ -51,7 +51,11 @@ impl Waiter {
             // Stops from before the signal was blocked have left none.
             self.walking = true;
         }
-        if self.by_signal { self.wait_by_signal() } else { waited(sys::wait_any(0)) }
+        if self.by_signal {
+            self.wait_by_signal()
+        } else {
+            waited(sys::wait_any(0))
+        }
     }
 
     fn wait_by_signal(&mut self) -> Result<Waited, Errno> {
@@ -113,7 +117,9 @@ fn next_child_signal(timeout: Option<Duration>) -> Result<Option<u32>, Errno> {
         libc::sigtimedwait(
             set.as_ref(),
             &raw mut info,
-            timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+            timeout
+                .as_ref()
+                .map_or(std::ptr::null(), std::ptr::from_ref),
         )
     };
     match signal {

@@ -1,0 +1,212 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueHint;
+
+use crate::render::Format;
+
+const EXAMPLES: &str = "\
+Examples:
+  breaktrace run -- python3 build.py            trace a program; the report comes on stderr
+  breaktrace run -o heap.json -- make -j4       the report as JSON, children included
+  breaktrace run --events e.jsonl -- ./main     every event, as it happens: tail -f, jq
+  breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
+  breaktrace attach --duration 10s 4242         watch it for ten seconds
+  breaktrace report heap.json                   show a recording again";
+
+const RUN_HELP: &str = "\
+The program owns stdin, stdout, stderr and the exit status: breaktrace ends with the program's exit code, or by the
+same signal. Its own failures exit with 125; 126 when the program cannot be executed, 127 when it is not found; 2 when
+the command line is wrong. The report goes to stderr, or where -o says.
+
+Signals to breaktrace: SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the program; SIGUSR1 takes a snapshot.";
+
+const ATTACH_HELP: &str = "\
+Ctrl-C (SIGINT), SIGTERM, --duration or the end of the processes ends the recording; the processes go on as they were:
+running, sleeping or stopped. Being attached to wakes a process once: epoll_wait(2) and a few other calls then return
+EINTR. Exit status 0, 1 when attaching or recording failed, 2 when the command line is wrong.
+
+Signals to breaktrace: SIGUSR1 takes a snapshot.";
+
+/// Shows what moved a program's break: who asked for memory, why so far, and what came back.
+#[derive(Debug, Parser)]
+#[command(name = "breaktrace", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Launch a program and trace its memory calls
+    Run(Run),
+    /// Join running processes; Ctrl-C lets them go
+    Attach(Attach),
+    /// Show a recorded report or event log again
+    Report(Report),
+}
+
+/// Where a report goes, and in what form.
+#[derive(Clone, Debug, Args)]
+pub(super) struct OutputOptions {
+    /// Write the report to FILE (repeatable); its extension says the format: .txt, .json; - is stdout
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: Vec<PathBuf>,
+
+    /// Format of reports whose file name does not say: text or json
+    #[arg(long, value_name = "FORMAT", value_parser = |name: &str| name.parse::<Format>())]
+    pub(super) format: Option<Format>,
+
+    /// Same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub(super) json: bool,
+
+    /// Add addresses, all processes, all steps and all calls to the text
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+/// How to record; `run` and `attach` share these.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RecordOptions {
+    #[command(flatten)]
+    pub(super) output: OutputOptions,
+
+    /// Write every event to FILE as it happens, one JSON object per line
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) events: Option<PathBuf>,
+
+    /// Record for this long, such as 500ms, 10s or 1m30s
+    ///
+    /// Then an attached process is let go; a launched program is asked to end with SIGTERM, and killed five seconds
+    /// later if it has not.
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(super) duration: Option<Duration>,
+
+    /// Take a snapshot of mappings and resident memory this often
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(super) every: Option<Duration>,
+
+    /// Record only the first process, not its children
+    #[arg(long)]
+    pub(super) no_follow: bool,
+
+    /// Don't keep idle processors awake while stops come fast
+    ///
+    /// breaktrace holds /dev/cpu_dma_latency at zero then, if it may: stops cost a quarter.
+    #[arg(long)]
+    pub(super) no_latency_hold: bool,
+
+    /// Compare the model with /proc/PID/maps after every call (slow)
+    #[arg(long)]
+    pub(super) verify: bool,
+
+    /// Print no report on stderr
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = RUN_HELP)]
+pub(super) struct Run {
+    #[command(flatten)]
+    pub(super) record: RecordOptions,
+
+    /// Set a variable in the program's environment (repeatable)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = clap::value_parser!(OsString))]
+    pub(super) env: Vec<OsString>,
+
+    /// Leave out address space randomization, so that runs are alike
+    #[arg(long)]
+    pub(super) no_aslr: bool,
+
+    /// Run the program as this user (needs root)
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: Option<String>,
+
+    /// Stop the program at every system call instead of at memory calls only
+    ///
+    /// The seccomp filter that makes the difference can be seen by the program, and keeps set-uid programs from their
+    /// extra rights unless breaktrace runs as root.
+    #[arg(long)]
+    pub(super) no_seccomp: bool,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", value_hint = ValueHint::CommandWithArguments)]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = ATTACH_HELP)]
+pub(super) struct Attach {
+    #[command(flatten)]
+    pub(super) record: RecordOptions,
+
+    /// Numbers of the processes
+    #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pids: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    #[command(flatten)]
+    pub(super) output: OutputOptions,
+
+    /// A report written by -o FILE.json, or an event log written by --events
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) file: PathBuf,
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write 500ms, 10s or 1m30s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn run(words: &[&str]) -> Result<Run, clap::Error> {
+        let words = ["breaktrace", "run"].iter().chain(words);
+        match Cli::try_parse_from(words)?.command {
+            Command::Run(run) => Ok(run),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_after_the_program_are_the_programs() {
+        let parsed = run(&["--verify", "ls", "-la", "--help", "--json"]).unwrap();
+        assert_eq!(parsed.command, ["ls", "-la", "--help", "--json"]);
+        assert!(parsed.record.verify && !parsed.record.output.json);
+    }
+
+    #[test]
+    fn a_mistyped_option_is_no_program() {
+        let error = run(&["--jsn", "x", "ls"]).unwrap_err();
+        assert!(error.to_string().contains("--json"), "{error}");
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert!(run(&["--duration", "10", "ls"]).is_err());
+        assert!(run(&["--duration", "0s", "ls"]).is_err());
+        let parsed = run(&["--duration", "1m30s", "ls"]).unwrap();
+        assert_eq!(parsed.record.duration, Some(Duration::from_secs(90)));
+    }
+}

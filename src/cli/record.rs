@@ -1,0 +1,259 @@
+//! `run` and `attach`: record, then report.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::Ending;
+use super::Failure;
+use super::RUN_FAILED;
+use super::args;
+use super::args::RecordOptions;
+use super::output;
+use super::output::Outputs;
+use super::output::cannot_write;
+use crate::event::Event;
+use crate::event::EventKind;
+use crate::event::Notice;
+use crate::event::NoticeCode;
+use crate::event::SpaceId;
+use crate::event_log::EventLog;
+use crate::model::Recorder;
+use crate::tracer::AttachError;
+use crate::tracer::Launch;
+use crate::tracer::LaunchError;
+use crate::tracer::Options;
+use crate::tracer::Tracer;
+use crate::units::Timestamp;
+
+/// `breaktrace run`.
+pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
+    let environment = arguments
+        .env
+        .iter()
+        .map(split_variable)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut command = arguments.command.into_iter();
+    let launch = Launch {
+        program: command.next().unwrap_or_default(),
+        arguments: command.collect(),
+        environment,
+        no_aslr: arguments.no_aslr,
+        user: arguments.user,
+        seccomp: !arguments.no_seccomp,
+        stdout: None,
+    };
+    let options = arguments.record;
+    let session = Session::prepare(&options).map_err(own_failure)?;
+    let mut tracer = match Tracer::launch(&launch, tracer_options(&options)) {
+        Ok(tracer) => tracer,
+        Err(error) => return Err(session.abandon(launch_failure(&error))),
+    };
+    let result = session.record(&mut tracer);
+    let ending = tracer.launched_outcome().map_or(Ending::Code(RUN_FAILED), Ending::from);
+    drop(tracer);
+    result?.finish().map_err(own_failure)?;
+    Ok(ending)
+}
+
+/// `breaktrace attach`.
+pub(super) fn attach(arguments: args::Attach) -> Result<Ending, Failure> {
+    let options = arguments.record;
+    let session = Session::prepare(&options)?;
+    let mut tracer = match Tracer::attach(&arguments.pids, tracer_options(&options)) {
+        Ok(tracer) => tracer,
+        Err(error) => return Err(session.abandon(attach_failure(&error))),
+    };
+    let result = session.record(&mut tracer);
+    drop(tracer);
+    result?.finish()?;
+    Ok(Ending::Code(0))
+}
+
+fn own_failure(failure: Failure) -> Failure {
+    if failure.code == super::USAGE { failure } else { failure.code(RUN_FAILED) }
+}
+
+fn launch_failure(error: &LaunchError) -> Failure {
+    let failure = Failure::new(error).code(error.exit_code());
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn attach_failure(error: &AttachError) -> Failure {
+    let failure = Failure::new(error);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn split_variable(variable: &OsString) -> Result<(OsString, OsString), Failure> {
+    let bytes = variable.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        Some(at) if at > 0 => Ok((
+            std::ffi::OsStr::from_bytes(&bytes[..at]).to_owned(),
+            std::ffi::OsStr::from_bytes(&bytes[at + 1..]).to_owned(),
+        )),
+        _ => Err(Failure::new(format!(
+            "`--env {}` sets no variable",
+            variable.display()
+        ))
+        .hint("write --env NAME=VALUE")
+        .code(super::USAGE)),
+    }
+}
+
+fn tracer_options(options: &RecordOptions) -> Options {
+    Options {
+        follow: !options.no_follow,
+        verify: options.verify,
+        latency_hold: !options.no_latency_hold,
+        duration: options.duration,
+        every: options.every,
+    }
+}
+
+/// A recording in the making: where its events and its report go.
+struct Session {
+    outputs: Outputs,
+    events: Option<PathBuf>,
+    /// The event log did not exist before.
+    events_file_is_new: bool,
+}
+
+/// A recording that has ended.
+struct Recorded {
+    outputs: Outputs,
+    recorder: Recorder,
+    failure: Option<Failure>,
+}
+
+impl Session {
+    /// Finds out whether everything can be written, before anything runs.
+    fn prepare(options: &RecordOptions) -> Result<Self, Failure> {
+        let default = if options.quiet { output::Default::Nowhere } else { output::Default::Stderr };
+        let outputs = Outputs::new(&options.output, default)?;
+        outputs.check()?;
+        let events = options.events.clone();
+        let events_file_is_new = match &events {
+            Some(path) => {
+                let is_new = !path.exists();
+                // What is there stays until the program really starts.
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(|error| cannot_write(path, &error))?;
+                is_new
+            }
+            None => false,
+        };
+        Ok(Self {
+            outputs,
+            events,
+            events_file_is_new,
+        })
+    }
+
+    /// Nothing was recorded: leaves no trace.
+    fn abandon(self, failure: Failure) -> Failure {
+        if let Some(path) = self.events.filter(|_| self.events_file_is_new) {
+            // If it cannot be removed, an empty file stays, which is no log and says so when read.
+            let _ = std::fs::remove_file(path);
+        }
+        failure
+    }
+
+    /// Records until there is nothing more to record.
+    fn record(self, tracer: &mut Tracer) -> Result<Recorded, Failure> {
+        let mut recorder = Recorder::new(tracer.recording().clone());
+        let mut failure = None;
+        let mut log = match &self.events {
+            None => None,
+            Some(path) => match EventLog::create(path, tracer.recording()) {
+                Ok(log) => Some((log, path.as_path())),
+                Err(error) => {
+                    failure = Some(cannot_write(path, &error));
+                    None
+                }
+            },
+        };
+        let mut last = Timestamp(0);
+        loop {
+            let event = match tracer.next_event() {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(error) => {
+                    let failed = Failure::new(error).hint("`breaktrace doctor` says what this machine allows");
+                    let event = broken_off(last, &failed.message);
+                    recorder.record(&event);
+                    failure = failure.or(Some(failed));
+                    break;
+                }
+            };
+            last = event.time;
+            recorder.record(&event);
+            tell_at_once(&event);
+            if let Some((events, path)) = &mut log
+                && let Err(error) = events.write(&event)
+            {
+                // The program goes on, and so does the report.
+                let failed = log_failure(path, &error);
+                failed.tell();
+                failure = failure.or(Some(failed));
+                log = None;
+            }
+        }
+        Ok(Recorded {
+            outputs: self.outputs,
+            recorder,
+            failure,
+        })
+    }
+}
+
+impl Recorded {
+    /// Writes the report.
+    fn finish(self) -> Result<(), Failure> {
+        let written = self.outputs.write(&self.recorder.report());
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => written,
+        }
+    }
+}
+
+fn log_failure(path: &Path, error: &std::io::Error) -> Failure {
+    let mut failure = cannot_write(path, error);
+    failure.message.push_str("; the events so far are kept, those to come are not written");
+    failure
+}
+
+fn broken_off(time: Timestamp, why: &str) -> Event {
+    Event {
+        time,
+        pid: 0,
+        tid: 0,
+        space: SpaceId(0),
+        kind: EventKind::Notice(Notice {
+            code: NoticeCode::Incomplete,
+            message: format!("the recording breaks off: {why}; the figures hold up to there"),
+        }),
+    }
+}
+
+/// What cannot wait for the report: why breaktrace does not end although the program has.
+fn tell_at_once(event: &Event) {
+    if let EventKind::Notice(Notice {
+        code: NoticeCode::StillRunning,
+        message,
+    }) = &event.kind
+    {
+        anstream::eprintln!("breaktrace: {message}");
+    }
+}
