@@ -340,6 +340,9 @@ impl Tracer {
 
     /// Tells that the recording is complete.
     fn finish(&mut self) {
+        if self.phase == Phase::Over {
+            return;
+        }
         for (_, event) in std::mem::take(&mut self.delayed) {
             self.ready.push_back(event);
         }
