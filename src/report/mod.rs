@@ -5,6 +5,8 @@
 //! only added. What is not known is `null`, and a notice or the field's description says why.
 
 mod json;
+#[cfg(test)]
+mod schema;
 
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
