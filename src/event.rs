@@ -550,13 +550,15 @@ impl<'de> Deserialize<'de> for Advice {
 pub struct Snapshot {
     /// Why it was taken.
     pub reason: SnapshotReason,
-    /// Where the heap begins (`start_brk` of `/proc/<pid>/stat`); absent when it could not be read.
+    /// Where the heap begins (`start_brk` of `/proc/<pid>/stat`). It never moves, so it is read with the first snapshot
+    /// of an address space only; also absent when it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heap_start: Option<Address>,
-    /// How much is in memory; absent when it could not be read.
+    /// How much is in memory; absent when it could not be read, and before the program has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryFigures>,
-    /// How much of the heap is in memory; absent when it could not be read or there is no heap.
+    /// How much of the heap is in memory; absent when it could not be read, when there is no heap, and where counting
+    /// would keep the program waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heap_pages: Option<PageFigures>,
     /// Threads of this address space that were inside a memory call meanwhile: with any, the mappings may be ahead

@@ -83,7 +83,10 @@ fn values(page: &mut String, name: &str, definition: &Value) {
     };
     page.push_str("\n| value | meaning |\n| --- | --- |\n");
     for variant in variants {
-        let value = match variant["properties"].as_object().and_then(|object| object.keys().next()) {
+        let value = match variant["properties"]
+            .as_object()
+            .and_then(|object| object.keys().next())
+        {
             Some(key) => format!("{{\"{key}\": …}}"),
             None => variant["const"].to_string(),
         };
@@ -104,7 +107,11 @@ fn kind(schema: &Value) -> String {
         return format!("[{name}](#{})", name.to_lowercase());
     }
     if let Some(alternatives) = schema["anyOf"].as_array() {
-        return alternatives.iter().map(kind).collect::<Vec<_>>().join(" or ");
+        return alternatives
+            .iter()
+            .map(kind)
+            .collect::<Vec<_>>()
+            .join(" or ");
     }
     match &schema["type"] {
         Value::String(name) if name == "array" => format!("list of {}", kind(&schema["items"])),

@@ -355,13 +355,13 @@ impl Tracer {
         self.tracees.processes.insert(pid, process);
     }
 
-    /// Makes a process known, and tells of it.
-    pub(super) fn admit_process(&mut self, pid: u32, origin: Origin, doing: Doing) {
-        self.admit_process_quietly(pid, origin);
-        self.tracees.add_thread(pid, pid, doing);
-        self.process_started(pid, origin, None, None);
-        if let Some(space) = self.tracees.space_of(pid) {
-            self.snapshot_by(pid, space, SnapshotReason::Attach);
+    /// Makes a process known by one of its threads, of whose birth nobody told.
+    pub(super) fn admit_orphan(&mut self, tid: u32, pid: u32) {
+        self.admit_process_quietly(pid, Origin::Attached);
+        self.tracees.add_thread(tid, pid, Doing::Unknown);
+        self.process_started(pid, Origin::Attached, None, None);
+        if let Some(space) = self.tracees.space_of(tid) {
+            self.snapshot_by(tid, space, SnapshotReason::Attach);
         }
     }
 
@@ -518,8 +518,12 @@ impl Tracer {
     /// A thread has ended.
     fn ended(&mut self, tid: u32, outcome: Outcome) {
         self.parked.remove(&tid);
-        self.unwanted.remove(&tid);
+        let was_unwanted = self.unwanted.remove(&tid);
         let Some(pid) = self.tracees.threads.get(&tid).map(|tracee| tracee.pid) else {
+            // Killed before its parent could tell of it; or, rarely, a child that breaktrace had before it was executed.
+            if !was_unwanted {
+                self.stillborn.insert(tid);
+            }
             return;
         };
         self.forget_thread(tid);

@@ -146,6 +146,8 @@ pub struct Tracer {
     delayed: Vec<(u32, Event)>,
     /// Threads that stopped before we heard of their birth.
     parked: HashMap<u32, (Stop, Timestamp)>,
+    /// Threads that ended before we heard of their birth.
+    stillborn: HashSet<u32>,
     /// Children that are not to be followed, to be let go at their first stop.
     unwanted: HashSet<u32>,
     /// ABIs whose calls could not be decoded, and that have been mentioned.
@@ -263,6 +265,7 @@ impl Tracer {
             ready: VecDeque::new(),
             delayed: Vec::new(),
             parked: HashMap::new(),
+            stillborn: HashSet::new(),
             unwanted: HashSet::new(),
             undecoded: HashSet::new(),
             launched: None,
@@ -495,7 +498,7 @@ impl Tracer {
             self.tracees.add_thread(tid, pid, Doing::Unknown);
             self.thread_started(tid, pid);
         } else {
-            self.admit_process(pid, Origin::Attached, Doing::Unknown);
+            self.admit_orphan(tid, pid);
         }
         self.stopped(Stopped::reported(tid), stop);
     }

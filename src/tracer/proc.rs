@@ -91,18 +91,23 @@ pub(super) fn snapshot(tid: u32, reason: SnapshotReason, calls_under_way: u32) -
     if mappings.is_empty() {
         return None;
     }
-    // A check needs the mappings alone, and comes after every call.
-    let full = reason != SnapshotReason::Verify;
+    // Only what is new is read: programs stand still meanwhile, and short ones would pay for it most.
+    let (heap_start, memory, heap_pages) = match reason {
+        // Nothing of the program has run: it has no heap yet, and almost nothing is in memory.
+        SnapshotReason::Start => (heap_start(tid), None, None),
+        // The pages of a large heap take longer to count than an attached program should stand still.
+        SnapshotReason::Attach => (heap_start(tid), memory(tid), None),
+        // A check needs the mappings alone.
+        SnapshotReason::Verify | SnapshotReason::Resync => (None, None, None),
+        SnapshotReason::Request | SnapshotReason::Interval | SnapshotReason::End => {
+            (None, memory(tid), heap_pages(tid, &mappings))
+        }
+    };
     Some(Snapshot {
         reason,
-        heap_start: if full { heap_start(tid) } else { None },
-        memory: if full { memory(tid) } else { None },
-        // A program that is about to begin has no heap yet; a large one is not worth the time during which an
-        // attached program stands still.
-        heap_pages: match reason {
-            SnapshotReason::Start | SnapshotReason::Verify | SnapshotReason::Attach => None,
-            _ => heap_pages(tid, &mappings),
-        },
+        heap_start,
+        memory,
+        heap_pages,
         calls_under_way,
         mappings,
     })
