@@ -1,5 +1,6 @@
 //! breaktrace: what moved the program break, and what came back.
 pub mod event;
+pub mod event_log;
 pub mod inherited;
 pub mod mapping;
 pub mod render;

@@ -13,6 +13,7 @@ use super::output;
 use super::output::Outputs;
 use crate::event_log;
 use crate::event_log::Kind;
+use crate::event_log::Reader;
 use crate::model::Recorder;
 use crate::report;
 use crate::report::Report;
@@ -53,12 +54,13 @@ fn read(path: &Path) -> Result<Report, Failure> {
 }
 
 fn replay(path: &Path, log: impl std::io::BufRead) -> Result<Report, Failure> {
-    let mut recorder: Option<Recorder> = None;
-    event_log::read(log, |recording| Recorder::new(recording), &mut recorder)
-        .map_err(|error| unreadable(path, &error, error.hint()))?;
-    recorder
-        .map(|recorder| recorder.report())
-        .ok_or_else(|| Failure::new(format!("cannot show `{}`: it is empty", path.display())))
+    let refused = |error: event_log::ReadError| unreadable(path, &error, error.hint());
+    let mut reader = Reader::new(log).map_err(refused)?;
+    let mut recorder = Recorder::new(reader.recording().clone());
+    while let Some(event) = reader.next_event().map_err(refused)? {
+        recorder.record(&event);
+    }
+    Ok(recorder.report())
 }
 
 fn unreadable(path: &Path, error: &dyn std::error::Error, hint: Option<String>) -> Failure {

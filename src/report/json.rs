@@ -30,6 +30,22 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// What to do next.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotJson(_) => {
+                "a recording that was cut off is best shown from its event log (--events)".into()
+            }
+            Self::Foreign(_) => "reports are written by `breaktrace run -o FILE.json`".into(),
+            Self::Newer { .. } => {
+                "read it with the breaktrace that wrote it, or a newer one".into()
+            }
+        })
+    }
+}
+
 /// Writes a report as indented JSON with a final newline.
 ///
 /// # Panics
