@@ -1,4 +1,5 @@
 //! breaktrace: what moved the program break, and what came back.
+pub mod demo;
 pub mod event;
 pub mod event_log;
 pub mod inherited;

@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes one call into the layers below, and its outcome an exit status.
 
 mod args;
+mod demo;
 mod inspect;
 mod output;
 mod record;
@@ -92,6 +93,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(run) => record::run(run),
         Command::Attach(attach) => record::attach(attach),
         Command::Report(report) => inspect::report(report),
+        Command::Demo(arguments) => demo::demo(&arguments),
     };
     match result {
         Ok(Ending::Code(code)) => ExitCode::from(code),

@@ -5,6 +5,7 @@
 //! `words::harmless` has seen it; JSON has escapes of its own.
 
 mod chart;
+mod demo;
 mod layout;
 mod style;
 mod table;
@@ -19,6 +20,8 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+
+pub use self::demo::render as render_demonstration;
 
 use crate::report;
 use crate::report::Report;
