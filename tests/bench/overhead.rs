@@ -533,7 +533,7 @@ fn workloads() -> io::Result<Vec<Workload>> {
     let break_storm = compile("break_storm")?;
     let mapping_storm = compile("mapping_storm")?;
     let sawtooth = compile("sawtooth")?;
-    let source = write_source(&scratch().join("large.c"), 700)?;
+    let source = write_source(&scratch().join("large.c"), 120)?;
     let lines = write_lines(&scratch().join("lines.txt"), 2_000_000)?;
     let small = write_small_sources(&scratch().join("small"), 24)?;
     let python = real_python();
@@ -567,7 +567,18 @@ fn workloads() -> io::Result<Vec<Workload>> {
             ],
             Some(1.10),
         ),
-        whole("sawtooth", "cc", &[&text(&sawtooth), "20"], Some(1.05)),
+        whole(
+            "sawtooth-kept",
+            "cc",
+            &[&text(&sawtooth), "100", "kept"],
+            None,
+        ),
+        whole(
+            "sawtooth-trimmed",
+            "cc",
+            &[&text(&sawtooth), "20", "trimmed"],
+            None,
+        ),
         whole("forks", "sh", &["sh", "-c", FORKS], Some(1.6)),
         Workload {
             bar: against_strace,
