@@ -10,7 +10,6 @@ use super::args;
 use super::output::excuse_closed_pipe;
 use crate::demo;
 use crate::demo::DemoError;
-use crate::render;
 use crate::render::TextOptions;
 
 /// `breaktrace demo`.
@@ -19,8 +18,7 @@ pub(super) fn demo(arguments: &args::Demo) -> Result<Ending, Failure> {
     let text = if arguments.json {
         demo::to_json(&demonstration)
     } else {
-        let options = TextOptions::for_stream(io::stdout(), false);
-        render::render_demonstration(&demonstration, options)
+        demo::to_text(&demonstration, TextOptions::for_stream(io::stdout(), false))
     };
     let mut stdout = io::stdout().lock();
     stdout

@@ -1,6 +1,6 @@
 //! The founding experiment: what a program sees of its break, beside what is traced, each number explained.
 //!
-//! No compiler is needed, as breaktrace plays the program itself ([`player`]) under its own tracer. Both accounts are
+//! No compiler is needed, as breaktrace plays the program itself (`player`) under its own tracer. Both accounts are
 //! independent: the program asks its C library (`sbrk(0)`), the tracer reads the kernel's answers. They are joined
 //! along the script, by the marks that the player leaves in the trace; no clock and no guess is involved.
 
@@ -8,6 +8,7 @@ mod account;
 mod explain;
 mod player;
 mod script;
+mod text;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -33,6 +34,7 @@ use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::Machine;
 use crate::event::Outcome;
+use crate::render::TextOptions;
 use crate::report::Schema;
 use crate::report::Tool;
 use crate::tracer::Launch;
@@ -302,6 +304,12 @@ fn how(outcome: &Option<Outcome>) -> String {
     }
 }
 
+/// Writes a demonstration for people, with a final newline.
+#[must_use]
+pub fn to_text(demonstration: &Demonstration, options: TextOptions) -> String {
+    text::render(demonstration, options)
+}
+
 /// Writes a demonstration as indented JSON with a final newline.
 ///
 /// # Panics
@@ -542,4 +550,4 @@ fn totals(steps: &[Step]) -> Totals {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

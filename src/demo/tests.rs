@@ -8,18 +8,18 @@ const HEAP: Address = Address(0x5555_0000_0000);
 
 /// Where malloc put things in one run of the program.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
-    pub(crate) glibc: &'static str,
+pub(super) struct Layout {
+    pub(super) glibc: &'static str,
     /// Bytes before the first chunk.
-    pub(crate) before: u64,
+    pub(super) before: u64,
     /// Bytes between the chunks of e and g.
-    pub(crate) between: u64,
+    pub(super) between: u64,
     /// By how much the break rose at step 1 and at step 9.
-    pub(crate) growths: [u64; 2],
+    pub(super) growths: [u64; 2],
 }
 
 /// Debian 12, the machine that this was first measured on.
-pub(crate) const GLIBC_2_36: Layout = Layout {
+pub(super) const GLIBC_2_36: Layout = Layout {
     glibc: "2.36",
     before: 656,
     between: 0,
@@ -82,13 +82,13 @@ fn beside(layout: Layout, seen: &[Seen], trace: Trace) -> Result<Demonstration, 
     demonstrate(seen, trace, machine, c_library, Vec::new())
 }
 
-pub(crate) fn demonstration(layout: Layout) -> Demonstration {
+pub(super) fn demonstration(layout: Layout) -> Demonstration {
     let (seen, trace) = accounts(layout);
     beside(layout, &seen, trace).unwrap()
 }
 
 /// The call of the last step was not traced.
-pub(crate) fn differing_demonstration() -> Demonstration {
+pub(super) fn differing_demonstration() -> Demonstration {
     let (seen, mut trace) = accounts(GLIBC_2_36);
     trace.steps[9].clear();
     beside(GLIBC_2_36, &seen, trace).unwrap()

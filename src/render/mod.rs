@@ -5,14 +5,13 @@
 //! `words::harmless` has seen it; JSON has escapes of its own.
 
 mod chart;
-mod demo;
 mod layout;
-mod style;
-mod table;
+pub(crate) mod style;
+pub(crate) mod table;
 mod terminal;
 mod text;
 mod verdict;
-mod words;
+pub(crate) mod words;
 
 #[cfg(test)]
 mod tests;
@@ -20,8 +19,6 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-
-pub use self::demo::render as render_demonstration;
 
 use crate::report;
 use crate::report::Report;

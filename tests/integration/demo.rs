@@ -45,7 +45,11 @@ fn every_change_that_the_program_saw_is_the_sum_of_traced_calls() {
             .unwrap()
             .iter()
             .filter(|call| call["call"] == "brk")
-            .map(|call| address(&call["after"]).wrapping_sub(address(&call["before"])).cast_signed())
+            .map(|call| {
+                address(&call["after"])
+                    .wrapping_sub(address(&call["before"]))
+                    .cast_signed()
+            })
             .sum();
         assert_eq!(step["change_bytes"], traced, "{step:#}");
     }
@@ -66,8 +70,15 @@ fn sums_add_up_to_the_byte() {
 fn on_glibc_without_tunables_every_step_is_explained() {
     let shown = json(&[]);
     if shown["influences"].as_array().unwrap().is_empty() && shown["machine"]["page_size"] == 4096 {
-        let reasons = shown["steps"].as_array().unwrap().iter().map(|step| &step["reason"]["kind"]);
-        assert!(reasons.clone().all(|kind| kind != "unexplained"), "{shown:#}");
+        let reasons = shown["steps"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|step| &step["reason"]["kind"]);
+        assert!(
+            reasons.clone().all(|kind| kind != "unexplained"),
+            "{shown:#}"
+        );
         assert_eq!(shown["sums"].as_array().unwrap().len(), 3);
     }
 }
@@ -88,11 +99,17 @@ fn text_fits_the_width_and_a_pipe_gets_no_escapes() {
         let output = demo(&[], &[("COLUMNS", width)]);
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).expect("text is UTF-8");
-        assert!(text.starts_with("The program and the trace agree"), "{text}");
+        assert!(
+            text.starts_with("The program and the trace agree"),
+            "{text}"
+        );
         assert!(!text.contains('\x1b'));
         let columns: usize = width.parse().unwrap();
         // No character of it is wider than a column.
-        assert!(text.lines().all(|line| line.chars().count() <= columns), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= columns),
+            "{text}"
+        );
     }
 }
 
@@ -103,5 +120,8 @@ fn another_value_of_the_players_variable_changes_nothing() {
         .env("BREAKTRACE_DEMO_PART", "audience")
         .output()
         .expect("cargo has built breaktrace");
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with("breaktrace "), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).starts_with("breaktrace "),
+        "{output:?}"
+    );
 }

@@ -1,32 +1,30 @@
 //! The demonstration for people: the steps as a table, the numbers in it as sums, and what they say of malloc.
 
-use crate::demo::Action;
-use crate::demo::Call;
-use crate::demo::Demonstration;
-use crate::demo::Reason;
-use crate::demo::Step;
-use crate::demo::Sum;
-use crate::demo::SumOf;
-use crate::demo::TermKind;
+use super::Action;
+use super::Call;
+use super::Demonstration;
+use super::Reason;
+use super::Step;
+use super::Sum;
+use super::SumOf;
+use super::TermKind;
+use crate::render::TextOptions;
+use crate::render::style::Line;
+use crate::render::style::Tone;
+use crate::render::table::Cell;
+use crate::render::table::Column;
+use crate::render::table::Table;
+use crate::render::words;
 use crate::units::Address;
 use crate::units::ByteDelta;
 use crate::units::ByteSize;
 use crate::units::Exact;
 
-use super::TextOptions;
-use super::style::Line;
-use super::style::Tone;
-use super::table::Cell;
-use super::table::Column;
-use super::table::Table;
-use super::words;
-
 /// Columns of the widest number in the sums.
 const NUMBERS: usize = 10;
 
 /// Writes a demonstration as text, with a final newline.
-#[must_use]
-pub fn render(demonstration: &Demonstration, options: TextOptions) -> String {
+pub(super) fn render(demonstration: &Demonstration, options: TextOptions) -> String {
     let width = options.width.max(TextOptions::NARROWEST);
     let mut lines = verdict(demonstration, width);
     lines.push(Line::default());
@@ -376,11 +374,11 @@ fn given_back(demonstration: &Demonstration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::GLIBC_2_36;
+    use super::super::tests::Layout;
+    use super::super::tests::demonstration;
+    use super::super::tests::differing_demonstration;
     use super::*;
-    use crate::demo::tests::GLIBC_2_36;
-    use crate::demo::tests::Layout;
-    use crate::demo::tests::demonstration;
-    use crate::demo::tests::differing_demonstration;
 
     fn text(demonstration: &Demonstration, width: usize) -> String {
         let options = TextOptions {
