@@ -65,16 +65,11 @@ impl Kind {
     fn implies(&self) -> &'static str {
         match self {
             Self::Docker | Self::Podman => {
-                "own children can be traced (with Linux 4.8 and an engine of 2019 or later), address randomization \
-                 stays on, and only processes inside the container are seen"
+                "unless it is told otherwise, own children can be traced (with Linux 4.8 and an engine of 2019 or \
+                 later), and address randomization cannot be switched off"
             }
-            Self::Kubernetes => {
-                "what is allowed is set by the pod's security context; only processes of the same container are seen, \
-                 unless the pod shares its process namespace"
-            }
-            Self::Lxc | Self::Nspawn => {
-                "own children can be traced unless a filter was set; only processes inside the container are seen"
-            }
+            Self::Kubernetes => "what is allowed is set by the pod's security context",
+            Self::Lxc | Self::Nspawn => "own children can be traced unless a filter forbids it",
             Self::Gvisor => {
                 "gVisor answers system calls itself: parts of ptrace, seccomp and /proc are missing in it"
             }
@@ -266,16 +261,16 @@ pub(super) fn container(container: &Container, others: &[Finding]) -> Finding {
         Some(false) => "process namespace of its own",
         None => "process namespace not known",
     };
+    let sees = match container.first_pid_namespace {
+        Some(true) => "every process of this machine can be seen",
+        Some(false) => "only processes of this namespace can be seen, and attached to",
+        None => "which processes can be seen is not known",
+    };
     let Some(kind) = &container.kind else {
-        let sees = match container.first_pid_namespace {
-            Some(true) => "every process of this machine can be seen",
-            Some(false) => "only processes of this namespace can be seen",
-            None => "nothing is known to stand between breaktrace and the kernel",
-        };
         return Finding {
             name: "container",
             status: Status::Good,
-            found: format!("no marks of a container, {namespace}"),
+            found: format!("no marks of one, {namespace}"),
             means: sees.into(),
             remedy: None,
         };
@@ -291,7 +286,7 @@ pub(super) fn container(container: &Container, others: &[Finding]) -> Finding {
             Status::Good
         },
         found: format!("marks of {} ({}), {namespace}", kind.name(), container.mark),
-        means: kind.implies().into(),
+        means: format!("{}; {sees}", kind.implies()),
         remedy: limiting.then(|| kind.remedy().into()),
     }
 }

@@ -16,11 +16,15 @@ use super::Finding;
 use super::Outcome;
 use super::Status;
 use super::surroundings::Surroundings;
+use super::surroundings::Yama;
 use super::surroundings::read_small;
 use super::toy::Line;
 use super::toy::answer_of;
 use super::toy::start;
+use super::toy::survives;
 use crate::event::Machine;
+
+const MOUNT_PROC: &str = "mount -t proc proc /proc (as root, in this namespace)";
 
 /// The kernel and the processor.
 pub(super) fn kernel(machine: &Machine) -> Finding {
@@ -53,13 +57,24 @@ pub(super) fn yama(surroundings: &Surroundings) -> Finding {
         means: means.into(),
         remedy,
     };
-    let Some(scope) = surroundings.yama else {
-        return finding(
-            Status::Good,
-            "not active: there is no kernel.yama.ptrace_scope",
-            "it refuses nothing",
-            None,
-        );
+    let scope = match surroundings.yama {
+        Yama::Scope(scope) => scope,
+        Yama::Inactive => {
+            return finding(
+                Status::Good,
+                "not active: there is no kernel.yama.ptrace_scope",
+                "it refuses nothing",
+                None,
+            );
+        }
+        Yama::Unknown => {
+            return finding(
+                Status::Limited,
+                "not known: kernel.yama.ptrace_scope cannot be read",
+                "whether it refuses anything, the findings `ptrace` and `attach` tell",
+                Some(MOUNT_PROC.into()),
+            );
+        }
     };
     let privileged = surroundings.capabilities.sys_ptrace();
     let found = format!(
@@ -156,7 +171,7 @@ const _: () = assert!(size_of::<ProcmapQuery>() == 104);
 const _: () = assert!(offset_of!(ProcmapQuery, vma_name_addr) == 88);
 
 /// Whether single addresses can be looked up without reading all of `/proc/PID/maps`.
-pub(super) fn procmap_query() -> Finding {
+pub(super) fn procmap_query(surroundings: &Surroundings) -> Finding {
     let finding = Finding {
         name: "procmap_query",
         status: Status::Good,
@@ -170,7 +185,11 @@ pub(super) fn procmap_query() -> Finding {
         found: problem.words("no PROCMAP_QUERY"),
         means: "all of /proc/PID/maps is read instead: the same result, but slower in programs with many mappings"
             .into(),
-        remedy: Some("use Linux 6.11 or later".into()),
+        remedy: Some(match problem.errno() {
+            Errno::ENOTTY => "use Linux 6.11 or later".into(),
+            Errno::ENOENT => MOUNT_PROC.into(),
+            _ => surroundings.allow_in_sandbox(),
+        }),
     })
 }
 
@@ -217,7 +236,9 @@ pub(super) fn pagemap(surroundings: &Surroundings) -> Finding {
             "how much of the heap is in memory stays unknown; resident memory as a whole is known"
                 .into(),
         remedy: Some(match problem.errno() {
-            Errno::ENOENT => "use a kernel with CONFIG_PROC_PAGE_MONITOR, and mount /proc".into(),
+            Errno::ENOENT | Errno::ESRCH => {
+                format!("{MOUNT_PROC}; if it is, use a kernel with CONFIG_PROC_PAGE_MONITOR")
+            }
             _ => surroundings.allow_in_sandbox(),
         }),
     })
@@ -256,13 +277,13 @@ pub(super) fn proc_mount() -> Finding {
         means: means.into(),
         remedy: remedy.map(Into::into),
     };
-    const UNSEEN: &str = "threads cannot be listed and memory not compared: `attach` does not work, `run` knows sizes of calls only";
-    const MOUNT: &str = "mount -t proc proc /proc (as root, in this namespace)";
+    const UNSEEN: &str =
+        "threads and mappings cannot be read: `attach` does not work, and `run` takes no snapshots";
     let seen = match fs::read_link("/proc/self") {
         Ok(link) => link.to_string_lossy().into_owned(),
         Err(error) => {
             let found = refused("readlink /proc/self", &error).words("/proc is not usable");
-            return finding(Status::Missing, found, UNSEEN, Some(MOUNT));
+            return finding(Status::Missing, found, UNSEEN, Some(MOUNT_PROC));
         }
     };
     if seen != std::process::id().to_string() {
@@ -270,20 +291,9 @@ pub(super) fn proc_mount() -> Finding {
             "/proc is of another process namespace: it calls this process {seen}, we call it {}",
             std::process::id()
         );
-        return finding(Status::Missing, found, UNSEEN, Some(MOUNT));
+        return finding(Status::Missing, found, UNSEEN, Some(MOUNT_PROC));
     }
-    match read_child_maps() {
-        Outcome::Works => {}
-        problem => {
-            return finding(
-                Status::Missing,
-                problem.words("/proc hides a child's mappings"),
-                UNSEEN,
-                Some(MOUNT),
-            );
-        }
-    }
-    match hidden_processes() {
+    let visible = match hidden_processes() {
         Some(option) => finding(
             Status::Limited,
             format!("mounted for our namespace, with {option}"),
@@ -296,7 +306,15 @@ pub(super) fn proc_mount() -> Finding {
             "processes, threads and mappings can be read",
             None,
         ),
-    }
+    };
+    read_child_maps().judge(visible, |problem| {
+        finding(
+            Status::Missing,
+            problem.words("/proc hides a child's mappings"),
+            UNSEEN,
+            Some(MOUNT_PROC),
+        )
+    })
 }
 
 fn read_child_maps() -> Outcome {
@@ -359,8 +377,8 @@ fn request_latency() -> Outcome {
         Ok(device) => device,
         Err(error) => return refused("open", &error),
     };
-    match device.write(&NO_LIMIT.to_ne_bytes()) {
-        Ok(_) => Outcome::Works,
+    match device.write_all(&NO_LIMIT.to_ne_bytes()) {
+        Ok(()) => Outcome::Works,
         Err(error) => refused("write", &error),
     }
 }
@@ -386,7 +404,7 @@ const _: () = assert!(size_of::<PerfEventAttributes>() == 64);
 /// Whether system calls could be watched without stopping the program.
 pub(super) fn perf_events(surroundings: &Surroundings) -> Finding {
     let level = read_small("/proc/sys/kernel/perf_event_paranoid").map_or_else(
-        || "there is no kernel.perf_event_paranoid".into(),
+        || "kernel.perf_event_paranoid is not known".into(),
         |text| format!("kernel.perf_event_paranoid is {}", text.trim()),
     );
     let held = if surroundings.capabilities.perfmon() {
@@ -409,7 +427,7 @@ pub(super) fn perf_events(surroundings: &Surroundings) -> Finding {
         means: "calls cannot be watched without stopping the program; breaktrace uses ptrace, and does not need it"
             .into(),
         remedy: Some(match problem.errno() {
-            Errno::EACCES | Errno::EPERM => {
+            Errno::EACCES | Errno::EPERM if !surroundings.capabilities.perfmon() => {
                 "only if other tools need it: sudo sysctl kernel.perf_event_paranoid=1".into()
             }
             _ => "only if other tools need it: use a kernel with CONFIG_PERF_EVENTS, outside of a sandbox".into(),
@@ -428,6 +446,9 @@ fn open_perf_event() -> Outcome {
         config: DUMMY,
         ..PerfEventAttributes::default()
     };
+    if let Err(problem) = survives(libc::SYS_perf_event_open, "perf_event_open") {
+        return problem;
+    }
     // SAFETY: `attributes` has the size it names; the event is this thread's (0), on any processor (-1), in no group.
     let descriptor = unsafe {
         libc::syscall(
@@ -486,7 +507,7 @@ mod tests {
     use super::super::surroundings::Capabilities;
     use super::*;
 
-    fn with_yama(scope: Option<u32>, capabilities: u64) -> Finding {
+    fn with_yama(scope: Yama, capabilities: u64) -> Finding {
         yama(&Surroundings {
             yama: scope,
             capabilities: Capabilities(Some(capabilities)),
@@ -496,12 +517,12 @@ mod tests {
 
     #[test]
     fn yama_limits_those_without_the_capability() {
-        assert_eq!(with_yama(None, 0).status, Status::Good);
-        assert_eq!(with_yama(Some(0), 0).status, Status::Good);
-        assert_eq!(with_yama(Some(1), 0).status, Status::Limited);
-        assert_eq!(with_yama(Some(2), 0).status, Status::Missing);
-        assert_eq!(with_yama(Some(2), 1 << 19).status, Status::Good);
-        assert_eq!(with_yama(Some(3), 1 << 19).status, Status::Missing);
+        assert_eq!(with_yama(Yama::Inactive, 0).status, Status::Good);
+        assert_eq!(with_yama(Yama::Scope(0), 0).status, Status::Good);
+        assert_eq!(with_yama(Yama::Scope(1), 0).status, Status::Limited);
+        assert_eq!(with_yama(Yama::Scope(2), 0).status, Status::Missing);
+        assert_eq!(with_yama(Yama::Scope(2), 1 << 19).status, Status::Good);
+        assert_eq!(with_yama(Yama::Scope(3), 1 << 19).status, Status::Missing);
     }
 
     #[test]

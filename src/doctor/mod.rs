@@ -98,6 +98,8 @@ enum Outcome {
     Works,
     /// This call failed.
     Refused(&'static str, Errno),
+    /// No child could be made to try it on.
+    NoChild(Errno),
     /// Calls succeeded, and something else happened than should have.
     Odd(String),
     /// It was not tried, and this is why.
@@ -109,17 +111,27 @@ impl Outcome {
     fn judge(&self, good: Finding, bad: impl FnOnce(&Self) -> Finding) -> Finding {
         match self {
             Self::Works => good,
+            problem @ Self::NoChild(_) => Finding {
+                remedy: Some(
+                    "make room for processes: see `ulimit -u`, and give unshare(1) the option --fork".into(),
+                ),
+                ..bad(problem)
+            },
             problem => bad(problem),
         }
     }
 
-    /// `fact`, and why.
+    /// `fact`, and why; or why it was not tried.
     fn words(&self, fact: &str) -> String {
         match self {
             Self::Works => fact.into(),
             Self::Refused(call, errno) => format!("{fact} ({call}: {errno:?}, {})", errno.desc()),
             Self::Odd(what) => format!("{fact} ({what})"),
-            Self::Untried(why) => format!("{fact} (not tried: {why})"),
+            Self::NoChild(errno) => format!(
+                "not tried: no child could be made ({errno:?}, {})",
+                errno.desc()
+            ),
+            Self::Untried(why) => format!("not tried: {why}"),
         }
     }
 
@@ -146,7 +158,7 @@ pub fn examine() -> Diagnosis {
         kernel_probes::yama(&surroundings),
         kernel_probes::proc_mount(),
         kernel_probes::address_randomization(&surroundings),
-        kernel_probes::procmap_query(),
+        kernel_probes::procmap_query(&surroundings),
         kernel_probes::pagemap(&surroundings),
         kernel_probes::idle_latency(&surroundings),
         kernel_probes::perf_events(&surroundings),

@@ -17,6 +17,7 @@ use super::toy::News;
 use super::toy::Toy;
 use super::toy::answer_of;
 use super::toy::start;
+use super::toy::survives;
 
 #[cfg(target_env = "musl")]
 type Request = libc::c_int;
@@ -86,14 +87,13 @@ pub(super) struct Tracing {
 impl Tracing {
     /// Does the probes.
     pub(super) fn measure() -> Self {
-        const DENIED: &str = "ptrace is refused";
         let seize = seize();
         let possible = matches!(seize, Outcome::Works);
         let with_ptrace = |probe: fn() -> Outcome| {
             if possible {
                 probe()
             } else {
-                Outcome::Untried(DENIED)
+                Outcome::Untried(NO_PTRACE)
             }
         };
         Self {
@@ -147,15 +147,12 @@ impl Tracing {
             means: "calls are decoded by the ABI that the kernel names".into(),
             remedy: None,
         };
-        self.syscall_info.judge(finding, |problem| Finding {
+        judge_traced(&self.syscall_info, finding, |problem| Finding {
             name: "syscall_info",
             status: Status::Missing,
             found: problem.words("PTRACE_GET_SYSCALL_INFO does not work"),
             means: "system calls cannot be decoded, so nothing can be traced".into(),
-            remedy: Some(match problem {
-                Outcome::Untried(_) => SEE_PTRACE.into(),
-                _ => surroundings.other_kernel(),
-            }),
+            remedy: Some(surroundings.other_kernel()),
         })
     }
 
@@ -168,17 +165,14 @@ impl Tracing {
                 .into(),
             remedy: None,
         };
-        self.seccomp.judge(finding, |problem| Finding {
+        judge_traced(&self.seccomp, finding, |problem| Finding {
             name: "seccomp",
             status: Status::Missing,
             found: problem.words("no filter stops a child"),
             means:
                 "`run` stops at every system call, as `attach` does: the same result, but slower"
                     .into(),
-            remedy: Some(match problem {
-                Outcome::Untried(_) => SEE_PTRACE.into(),
-                _ => surroundings.allow_in_sandbox(),
-            }),
+            remedy: Some(surroundings.allow_in_sandbox()),
         })
     }
 
@@ -220,16 +214,15 @@ impl Tracing {
             means: "running processes of this user can be attached to".into(),
             remedy: None,
         };
-        self.attach.judge(finding, |problem| Finding {
+        judge_traced(&self.attach, finding, |problem| {
+            Finding {
             name: "attach",
             status: Status::Missing,
             found: problem.words("only own children can be traced"),
             means: "`attach` works on processes that ask for it with PR_SET_PTRACER, at most; `run` is not concerned"
                 .into(),
-            remedy: Some(match problem {
-                Outcome::Untried(_) => SEE_PTRACE.into(),
-                _ => surroundings.allow_attaching(),
-            }),
+            remedy: Some(surroundings.allow_attaching()),
+        }
         })
     }
 
@@ -251,11 +244,11 @@ impl Tracing {
             },
             remedy: None,
         };
-        self.attach_others.judge(finding, |problem| Finding {
+        judge_traced(&self.attach_others, finding, |problem| Finding {
             name: "attach_other_users",
             status: Status::Limited,
             found: match problem {
-                Outcome::Untried(why) => format!("not tried: {why}; {capabilities}{inside}"),
+                Outcome::Untried(_) => format!("{}; {capabilities}{inside}", problem.words("")),
                 _ => problem.words(&format!("refused; {capabilities}{inside}")),
             },
             means:
@@ -310,15 +303,35 @@ impl Tracing {
     }
 }
 
+const NO_PTRACE: &str = "ptrace does not work here";
 const SEE_PTRACE: &str = "first make the finding `ptrace` good";
+
+/// Judges what was tried only if ptrace works.
+fn judge_traced(
+    outcome: &Outcome,
+    good: Finding,
+    bad: impl FnOnce(&Outcome) -> Finding,
+) -> Finding {
+    match outcome {
+        Outcome::Untried(NO_PTRACE) => Finding {
+            status: Status::Missing,
+            found: outcome.words(""),
+            means: "without ptrace it is of no use".into(),
+            remedy: Some(SEE_PTRACE.into()),
+            ..good
+        },
+        tried => tried.judge(good, bad),
+    }
+}
 
 /// Traces an own child, up to the stop asked for.
 fn seize() -> Outcome {
-    let mut toy = match start(answer_once, 0) {
-        Ok(toy) => toy,
-        Err(problem) => return problem,
+    let attempt = || {
+        survives(libc::SYS_ptrace, "ptrace")?;
+        let mut toy = start(answer_once, 0)?;
+        seize_and_stop(&mut toy)
     };
-    seize_and_stop(&mut toy).err().unwrap_or(Outcome::Works)
+    attempt().err().unwrap_or(Outcome::Works)
 }
 
 /// Follows one read(2) of a child from its entry to its exit.
@@ -387,10 +400,14 @@ fn attach_to(user: i64) -> Outcome {
         // Dropped in reverse order: the tracer dies first, which sets the other free.
         let mut target = start(become_user, user)?;
         target.go();
-        match target.answer() {
-            Some(0) => {}
-            Some(_) => return Ok(Outcome::Untried("no child can become another user")),
-            None => return Err(Outcome::Odd("a child did not answer".into())),
+        match target.next() {
+            News::Answer(0) => {}
+            News::Answer(_) => return Ok(Outcome::Untried("no child can become another user")),
+            other => {
+                return Err(Outcome::Odd(format!(
+                    "a child was to change its user: {other:?}"
+                )));
+            }
         }
         Ok(answer_of(
             seize_other,
@@ -406,6 +423,7 @@ fn memory_read() -> Outcome {
     // On the heap of both after the fork, at the same address.
     let marker = Box::new(0x6272_6561_6b74_7263_u64);
     let attempt = || -> Result<(), Outcome> {
+        survives(libc::SYS_process_vm_readv, "process_vm_readv")?;
         let toy = start(answer_once, 0)?;
         let mut copy = 0_u64;
         let local = libc::iovec {
@@ -435,6 +453,7 @@ fn memory_read() -> Outcome {
 /// Compares a child's address space with its own, and our own with itself.
 fn kcmp() -> Outcome {
     let attempt = || -> Result<(), Outcome> {
+        survives(libc::SYS_kcmp, "kcmp")?;
         let toy = start(answer_once, 0)?;
         // SAFETY: getpid(2) has no preconditions.
         let own = unsafe { libc::getpid() };
@@ -479,7 +498,6 @@ fn filter_freely(line: &Line, _: i64) {
 fn set_filter(action: u32) -> i32 {
     #[expect(
         clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
         reason = "numbers of system calls are small and positive"
     )]
     const BRK: u32 = libc::SYS_brk as u32;
@@ -598,7 +616,7 @@ fn wait_for_filter_stop(toy: &mut Toy) -> Result<(), Outcome> {
             News::Answer(errno) => {
                 return Err(Outcome::Refused("seccomp", Errno::from_raw(errno)));
             }
-            other @ (News::Ended | News::Silence) => {
+            other @ (News::Ended { .. } | News::Silence) => {
                 return Err(Outcome::Odd(format!(
                     "expected the filter's stop, got {other:?}"
                 )));
@@ -666,7 +684,7 @@ mod tests {
     use super::*;
 
     fn denied() -> Tracing {
-        let untried = || Outcome::Untried("ptrace is refused");
+        let untried = || Outcome::Untried(NO_PTRACE);
         Tracing {
             seize: Outcome::Refused("PTRACE_SEIZE", Errno::EPERM),
             syscall_info: untried(),
@@ -685,7 +703,7 @@ mod tests {
         for name in ["syscall_info", "seccomp", "attach"] {
             let finding = findings.iter().find(|one| one.name == name).unwrap();
             assert_eq!(finding.status, Status::Missing);
-            assert!(finding.found.contains("ptrace is refused"), "{finding:?}");
+            assert!(finding.found.contains(NO_PTRACE), "{finding:?}");
             assert_eq!(finding.remedy.as_deref(), Some(SEE_PTRACE));
         }
     }

@@ -82,13 +82,41 @@ impl fmt::Display for Capabilities {
     }
 }
 
+/// `kernel.yama.ptrace_scope`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Yama {
+    /// The kernel's settings cannot be read.
+    #[default]
+    Unknown,
+    /// The kernel has no such setting: Yama is not built in, or not active.
+    Inactive,
+    /// Its value, 0 to 3.
+    Scope(u32),
+}
+
+impl Yama {
+    fn read() -> Self {
+        let value = read_small("/proc/sys/kernel/yama/ptrace_scope")
+            .and_then(|text| text.trim().parse().ok());
+        match value {
+            Some(scope) => Self::Scope(scope),
+            None if Path::new("/proc/sys/kernel/osrelease").exists()
+                && !Path::new("/proc/sys/kernel/yama").exists() =>
+            {
+                Self::Inactive
+            }
+            None => Self::Unknown,
+        }
+    }
+}
+
 /// The facts that decide which remedy helps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Surroundings {
     /// What this thread may do beyond its user's rights.
     pub(super) capabilities: Capabilities,
-    /// `kernel.yama.ptrace_scope`; `None` where Yama is not active.
-    pub(super) yama: Option<u32>,
+    /// The Yama security module.
+    pub(super) yama: Yama,
     /// Whether SELinux's boolean `deny_ptrace` is on.
     pub(super) selinux_denies: bool,
     /// The process that traces this one; `None` when there is none.
@@ -106,8 +134,7 @@ impl Surroundings {
     pub(super) fn here() -> Self {
         Self {
             capabilities: Capabilities::of_this_thread(),
-            yama: read_small("/proc/sys/kernel/yama/ptrace_scope")
-                .and_then(|text| text.trim().parse().ok()),
+            yama: Yama::read(),
             selinux_denies: read_small("/sys/fs/selinux/booleans/deny_ptrace")
                 .is_some_and(|text| text.starts_with('1')),
             traced_by: procfs::process::Process::myself()
@@ -133,8 +160,8 @@ impl Surroundings {
             );
         }
         match self.yama {
-            Some(3..) => YAMA_FOR_GOOD.into(),
-            Some(2) if !self.capabilities.sys_ptrace() => {
+            Yama::Scope(3..) => YAMA_FOR_GOOD.into(),
+            Yama::Scope(2) if !self.capabilities.sys_ptrace() => {
                 "run breaktrace with sudo, or: sudo sysctl kernel.yama.ptrace_scope=1".into()
             }
             _ => self.allow_in_sandbox(),
@@ -144,8 +171,8 @@ impl Surroundings {
     /// What to do when the kernel refuses to attach to processes of the same user.
     pub(super) fn allow_attaching(&self) -> String {
         match self.yama {
-            Some(3..) => YAMA_FOR_GOOD.into(),
-            Some(1 | 2) if !self.capabilities.sys_ptrace() => {
+            Yama::Scope(3..) => YAMA_FOR_GOOD.into(),
+            Yama::Scope(1 | 2) if !self.capabilities.sys_ptrace() => {
                 "start the program with `breaktrace run`, attach with sudo, or: sudo sysctl kernel.yama.ptrace_scope=0"
                     .into()
             }
@@ -159,10 +186,10 @@ impl Surroundings {
             return "sudo setsebool deny_ptrace off".into();
         }
         match &self.container.kind {
-            Some(kind) => kind.remedy().into(),
-            None => "a seccomp policy or security module refuses it: see `grep Seccomp /proc/self/status` and \
-                     /proc/self/attr/current, and run breaktrace outside of that sandbox"
-                .into(),
+            Some(kind) if !self.container.sees_whole_machine() => kind.remedy().into(),
+            // Not sure to be a container: see `as_root`.
+            Some(kind) => format!("{LEAVE_SANDBOX}; in {}: {}", kind.name(), kind.remedy()),
+            None => LEAVE_SANDBOX.into(),
         }
     }
 
@@ -187,6 +214,9 @@ impl Surroundings {
         }
     }
 }
+
+const LEAVE_SANDBOX: &str = "a seccomp policy or security module refuses it: see `grep Seccomp /proc/self/status` and \
+                             /proc/self/attr/current, and run breaktrace outside of that sandbox";
 
 const YAMA_FOR_GOOD: &str = "kernel.yama.ptrace_scope=3 holds until the next boot: set it to 1 in /etc/sysctl.d and restart";
 
@@ -228,7 +258,7 @@ mod tests {
     #[test]
     fn an_outer_tracer_is_named_before_anything_else() {
         let surroundings = Surroundings {
-            yama: Some(1),
+            yama: Yama::Scope(1),
             traced_by: Some(77),
             ..Surroundings::default()
         };
@@ -239,7 +269,7 @@ mod tests {
     #[test]
     fn yama_is_blamed_only_where_it_refuses() {
         let plain_user = Surroundings {
-            yama: Some(1),
+            yama: Yama::Scope(1),
             capabilities: Capabilities(Some(0)),
             ..Surroundings::default()
         };
@@ -250,7 +280,7 @@ mod tests {
         };
         assert!(!tracer.allow_attaching().contains("ptrace_scope"));
         let locked = Surroundings {
-            yama: Some(3),
+            yama: Yama::Scope(3),
             ..tracer
         };
         assert!(locked.allow_attaching().contains("restart"));

@@ -46,7 +46,10 @@ pub(super) enum News {
         event: i32,
     },
     /// It is dead.
-    Ended,
+    Ended {
+        /// The signal that killed it, 0 when there was none or it is not known.
+        signal: i32,
+    },
     /// Nothing happened for as long as we wait.
     Silence,
 }
@@ -142,18 +145,10 @@ impl Toy {
         }
     }
 
-    /// Waits for an answer, letting an untraced toy run; `None` when it died, stopped or kept silent instead.
-    pub(super) fn answer(&mut self) -> Option<i32> {
-        match self.next() {
-            News::Answer(number) => Some(number),
-            News::Stopped { .. } | News::Ended | News::Silence => None,
-        }
-    }
-
     /// Its last change of state, if there was one.
     fn change(&mut self) -> Option<News> {
         if self.reaped {
-            return Some(News::Ended);
+            return Some(News::Ended { signal: 0 });
         }
         let mut status = 0;
         // SAFETY: `status` is writable. Raw, because the safe wrapper knows no real-time signals and no stops with
@@ -162,18 +157,19 @@ impl Toy {
             0 => None,
             -1 if Errno::last() == Errno::EINTR => None,
             // ECHILD: SIGCHLD is ignored in this process, and the kernel reaped the toy.
-            -1 => Some(self.ended()),
+            -1 => Some(self.ended(0)),
             _ if libc::WIFSTOPPED(status) => Some(News::Stopped {
                 signal: libc::WSTOPSIG(status),
                 event: status >> 16,
             }),
-            _ => Some(self.ended()),
+            _ if libc::WIFSIGNALED(status) => Some(self.ended(libc::WTERMSIG(status))),
+            _ => Some(self.ended(0)),
         }
     }
 
-    fn ended(&mut self) -> News {
+    fn ended(&mut self, signal: i32) -> News {
         self.reaped = true;
-        News::Ended
+        News::Ended { signal }
     }
 
     /// An answer that came, or comes within a millisecond.
@@ -235,7 +231,7 @@ impl Drop for Toy {
 
 /// Starts a toy, or tells as an outcome why none could be.
 pub(super) fn start(task: Task, argument: i64) -> Result<Toy, Outcome> {
-    Toy::start(task, argument).map_err(|errno| Outcome::Refused("fork", errno))
+    Toy::start(task, argument).map_err(Outcome::NoChild)
 }
 
 /// Starts a toy whose task answers 0 or an error's number of `call`.
@@ -245,11 +241,32 @@ pub(super) fn answer_of(task: Task, argument: i64, call: &'static str) -> Outcom
         Err(problem) => return problem,
     };
     toy.go();
-    match toy.answer() {
-        Some(0) => Outcome::Works,
-        Some(errno) => Outcome::Refused(call, Errno::from_raw(errno)),
-        None => Outcome::Odd(format!("a child that called {call} died or kept silent")),
+    match toy.next() {
+        News::Answer(0) => Outcome::Works,
+        News::Answer(errno) => Outcome::Refused(call, Errno::from_raw(errno)),
+        News::Ended { signal } if signal != 0 => Outcome::Odd(format!(
+            "a child that called {call} was killed by signal {signal}"
+        )),
+        other => Outcome::Odd(format!("a child was to answer about {call}: {other:?}")),
     }
+}
+
+/// Whether a system call may be made at all: some sandboxes kill whoever tries, so a toy tries first.
+///
+/// # Errors
+///
+/// The toy died of it. An error that the call returns is none: its arguments are bad.
+pub(super) fn survives(number: libc::c_long, call: &'static str) -> Result<(), Outcome> {
+    match answer_of(call_badly, number, call) {
+        Outcome::Works | Outcome::Refused(..) => Ok(()),
+        problem => Err(problem),
+    }
+}
+
+fn call_badly(line: &Line, number: i64) {
+    // SAFETY: used for calls to which -1 is no process, no address and no set of flags, so that they fail.
+    let result = unsafe { libc::syscall(number, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64) };
+    line.answer(if result < 0 { Errno::last_raw() } else { 0 });
 }
 
 /// The whole life of a toy.
@@ -305,9 +322,24 @@ mod tests {
     fn a_toy_that_dies_is_news_and_its_drop_harmless() {
         let mut toy = Toy::start(die, 0).unwrap();
         toy.go();
-        assert_eq!(toy.next(), News::Ended);
-        assert_eq!(toy.next(), News::Ended);
+        assert_eq!(toy.next(), News::Ended { signal: 0 });
+        assert_eq!(toy.next(), News::Ended { signal: 0 });
         toy.go();
+    }
+
+    fn kill_oneself(_: &Line, _: i64) {
+        // SAFETY: concerns this process alone.
+        unsafe { libc::kill(libc::getpid(), libc::SIGSYS) };
+    }
+
+    #[test]
+    fn a_call_that_kills_is_told_from_one_that_fails() {
+        let outcome = answer_of(kill_oneself, 0, "kcmp");
+        let Outcome::Odd(words) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(words.ends_with(&format!("signal {}", libc::SIGSYS)));
+        assert_eq!(survives(libc::SYS_close, "close"), Ok(()));
     }
 
     #[test]
