@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod demo;
+pub mod doctor;
 pub mod event;
 pub mod event_log;
 pub mod inherited;
