@@ -60,6 +60,8 @@ pub(super) enum Command {
     Report(Report),
     /// Show on breaktrace itself what malloc makes of the program break
     Demo(Demo),
+    /// Find out what this machine allows, and what to do where it does not
+    Doctor(Doctor),
 }
 
 /// Where a report goes, and in what form.
@@ -171,6 +173,13 @@ pub(super) struct Report {
     /// A report written by -o FILE.json, or an event log written by --events
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod doctor;
 mod inspect;
 mod output;
 mod record;
@@ -94,6 +95,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Attach(attach) => record::attach(attach),
         Command::Report(report) => inspect::report(report),
         Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
     match result {
         Ok(Ending::Code(code)) => ExitCode::from(code),
