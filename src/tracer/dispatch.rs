@@ -250,14 +250,7 @@ impl Tracer {
                 if let EventKind::NotDecoded { abi, .. } = &kind {
                     self.mention_undecoded(tid, &abi.clone());
                 }
-                match self.took_effect_after(tid, space, &kind) {
-                    Some(other) => {
-                        if let Some(event) = self.event(tid, space, kind) {
-                            self.delayed.push((other, event));
-                        }
-                    }
-                    None => self.record(tid, space, kind),
-                }
+                self.record_in_order(tid, space, kind);
             }
             Finished::AdviceTo { pidfd, events } => {
                 let target = proc::process_of_pidfd(tid, pidfd)
@@ -289,20 +282,42 @@ impl Tracer {
             .map(|(other, _)| *other)
     }
 
+    /// Hands out what a call did, after that on which it depends.
+    fn record_in_order(&mut self, tid: u32, space: SpaceId, kind: EventKind) {
+        let awaited = self.took_effect_after(tid, space, &kind);
+        let queue = self.delayed.get(&space);
+        let is_awaited =
+            queue.is_some_and(|queue| queue.iter().any(|(awaited, _)| *awaited == Some(tid)));
+        if awaited.is_none() && (queue.is_none() || is_awaited) {
+            self.record(tid, space, kind);
+        } else if let Some(event) = self.event(tid, space, kind) {
+            self.delayed
+                .entry(space)
+                .or_default()
+                .push_back((awaited, event));
+        }
+    }
+
     /// Hands out what waited for a call of this thread.
     fn release_delayed(&mut self, tid: u32) {
         if self.delayed.is_empty() {
             return;
         }
-        let (released, still): (Vec<_>, Vec<_>) = std::mem::take(&mut self.delayed)
-            .into_iter()
-            .partition(|(awaited, _)| *awaited == tid);
-        self.delayed = still;
         let now = self.now();
-        for (_, mut event) in released {
-            event.time = now;
-            self.ready.push_back(event);
+        for queue in self.delayed.values_mut() {
+            for (awaited, _) in queue
+                .iter_mut()
+                .filter(|(awaited, _)| *awaited == Some(tid))
+            {
+                *awaited = None;
+            }
+            while let Some((None, _)) = queue.front() {
+                let released = queue.pop_front();
+                self.ready
+                    .extend(released.map(|(_, event)| Event { time: now, ..event }));
+            }
         }
+        self.delayed.retain(|_, queue| !queue.is_empty());
     }
 
     fn mention_undecoded(&mut self, tid: u32, abi: &str) {
