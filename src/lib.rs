@@ -1,8 +1,17 @@
 //! breaktrace: what moved the program break, and what came back.
+//!
+//! The modules are layers; `docs/architecture.md` is their map. Data takes one way:
+//!
+//! ```text
+//! kernel stop → tracer → event → model → report → render
+//! ```
+
+pub mod cli;
 pub mod event;
 pub mod event_log;
 pub mod inherited;
 pub mod mapping;
+pub mod model;
 pub mod render;
 pub mod report;
 pub mod tracer;

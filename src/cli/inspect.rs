@@ -31,14 +31,19 @@ fn read(path: &Path) -> Result<Report, Failure> {
     let cannot_read = |error: std::io::Error| {
         let failure = Failure::new(format!("cannot read `{}`: {error}", path.display()));
         match error.kind() {
-            std::io::ErrorKind::NotFound => failure.hint("recordings are written by `breaktrace run -o FILE.json`"),
+            std::io::ErrorKind::NotFound => {
+                failure.hint("recordings are written by `breaktrace run -o FILE.json`")
+            }
             std::io::ErrorKind::IsADirectory => failure.hint("name a file inside it"),
             _ => failure,
         }
     };
     let mut file = File::open(path).map_err(cannot_read)?;
     let mut head = Vec::new();
-    (&mut file).take(4096).read_to_end(&mut head).map_err(cannot_read)?;
+    (&mut file)
+        .take(4096)
+        .read_to_end(&mut head)
+        .map_err(cannot_read)?;
     match event_log::sniff(&head) {
         Kind::EventLog => {
             file.rewind().map_err(cannot_read)?;

@@ -111,16 +111,20 @@ impl Outputs {
     fn write_to(&self, place: &Place, format: Format, report: &Report) -> Result<(), Failure> {
         let to_stream = |stream: &mut dyn Write, options| {
             let text = render::render(report, format, options);
-            stream.write_all(text.as_bytes()).and_then(|()| stream.flush())
+            stream
+                .write_all(text.as_bytes())
+                .and_then(|()| stream.flush())
         };
         match place {
             Place::Stdout => {
                 let options = TextOptions::for_stream(io::stdout(), self.verbose);
-                to_stream(&mut io::stdout().lock(), options).or_else(|error| excuse_closed_pipe("stdout", error))
+                to_stream(&mut io::stdout().lock(), options)
+                    .or_else(|error| excuse_closed_pipe("stdout", error))
             }
             Place::Stderr => {
                 let options = TextOptions::for_stream(io::stderr(), self.verbose);
-                to_stream(&mut io::stderr().lock(), options).or_else(|error| excuse_closed_pipe("stderr", error))
+                to_stream(&mut io::stderr().lock(), options)
+                    .or_else(|error| excuse_closed_pipe("stderr", error))
             }
             Place::File(path) => {
                 let options = TextOptions {
@@ -139,7 +143,9 @@ fn excuse_closed_pipe(stream: &str, error: io::Error) -> Result<(), Failure> {
     if error.kind() == io::ErrorKind::BrokenPipe {
         Ok(())
     } else {
-        Err(Failure::new(format!("cannot write the report to {stream}: {error}")))
+        Err(Failure::new(format!(
+            "cannot write the report to {stream}: {error}"
+        )))
     }
 }
 
@@ -148,7 +154,9 @@ pub(super) fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::NotFound => failure.hint("make its folder first"),
         io::ErrorKind::PermissionDenied => failure.hint("choose a folder that you may write to"),
-        io::ErrorKind::StorageFull => failure.hint("free some space there, or choose another place"),
+        io::ErrorKind::StorageFull => {
+            failure.hint("free some space there, or choose another place")
+        }
         io::ErrorKind::IsADirectory => failure.hint("name a file inside it"),
         _ => failure,
     }

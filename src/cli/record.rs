@@ -52,7 +52,9 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
         Err(error) => return Err(session.abandon(launch_failure(&error))),
     };
     let result = session.record(&mut tracer);
-    let ending = tracer.launched_outcome().map_or(Ending::Code(RUN_FAILED), Ending::from);
+    let ending = tracer
+        .launched_outcome()
+        .map_or(Ending::Code(RUN_FAILED), Ending::from);
     drop(tracer);
     result?.finish().map_err(own_failure)?;
     Ok(ending)
@@ -73,7 +75,11 @@ pub(super) fn attach(arguments: args::Attach) -> Result<Ending, Failure> {
 }
 
 fn own_failure(failure: Failure) -> Failure {
-    if failure.code == super::USAGE { failure } else { failure.code(RUN_FAILED) }
+    if failure.code == super::USAGE {
+        failure
+    } else {
+        failure.code(RUN_FAILED)
+    }
 }
 
 fn launch_failure(error: &LaunchError) -> Failure {
@@ -99,12 +105,11 @@ fn split_variable(variable: &OsString) -> Result<(OsString, OsString), Failure> 
             std::ffi::OsStr::from_bytes(&bytes[..at]).to_owned(),
             std::ffi::OsStr::from_bytes(&bytes[at + 1..]).to_owned(),
         )),
-        _ => Err(Failure::new(format!(
-            "`--env {}` sets no variable",
-            variable.display()
-        ))
-        .hint("write --env NAME=VALUE")
-        .code(super::USAGE)),
+        _ => Err(
+            Failure::new(format!("`--env {}` sets no variable", variable.display()))
+                .hint("write --env NAME=VALUE")
+                .code(super::USAGE),
+        ),
     }
 }
 
@@ -136,7 +141,11 @@ struct Recorded {
 impl Session {
     /// Finds out whether everything can be written, before anything runs.
     fn prepare(options: &RecordOptions) -> Result<Self, Failure> {
-        let default = if options.quiet { output::Default::Nowhere } else { output::Default::Stderr };
+        let default = if options.quiet {
+            output::Default::Nowhere
+        } else {
+            output::Default::Stderr
+        };
         let outputs = Outputs::new(&options.output, default)?;
         outputs.check()?;
         let events = options.events.clone();
@@ -189,7 +198,8 @@ impl Session {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => {
-                    let failed = Failure::new(error).hint("`breaktrace doctor` says what this machine allows");
+                    let failed = Failure::new(error)
+                        .hint("`breaktrace doctor` says what this machine allows");
                     let event = broken_off(last, &failed.message);
                     recorder.record(&event);
                     failure = failure.or(Some(failed));
@@ -230,7 +240,9 @@ impl Recorded {
 
 fn log_failure(path: &Path, error: &std::io::Error) -> Failure {
     let mut failure = cannot_write(path, error);
-    failure.message.push_str("; the events so far are kept, those to come are not written");
+    failure
+        .message
+        .push_str("; the events so far are kept, those to come are not written");
     failure
 }
 

@@ -1,0 +1,77 @@
+//! Modules use lower layers only: see the table in `docs/architecture.md`.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Each module with the modules that it may use besides itself.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("units", &[]),
+    ("mapping", &["units"]),
+    ("event", &["units", "mapping"]),
+    ("inherited", &[]),
+    ("event_log", &["units", "event", "report"]),
+    ("tracer", &["units", "mapping", "event", "inherited"]),
+    ("doctor", &["report"]),
+    ("model", &["units", "mapping", "event", "report"]),
+    ("report", &["units", "event"]),
+    ("render", &["units", "event", "report"]),
+    ("demo", &["units", "event", "tracer", "render"]),
+    (
+        "cli",
+        &[
+            "units", "event", "event_log", "tracer", "doctor", "model", "report", "render", "demo",
+        ],
+    ),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The names after each `crate::`.
+fn used_modules(text: &str) -> impl Iterator<Item = &str> {
+    text.split("crate::").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        &rest[..end]
+    })
+}
+
+#[test]
+fn modules_use_lower_layers_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut violations = Vec::new();
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap();
+        let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if matches!(module, "lib" | "main" | "build") {
+            continue;
+        }
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            violations.push(format!("{}: the module has no place in the table of layers", relative.display()));
+            continue;
+        };
+        let text = fs::read_to_string(&file).unwrap();
+        // Tests may look anywhere.
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        if relative.file_name().is_some_and(|name| name == "tests.rs") {
+            continue;
+        }
+        for used in used_modules(code) {
+            let known = MAY_USE.iter().any(|(name, _)| *name == used);
+            if known && used != module && !allowed.contains(&used) {
+                violations.push(format!("{} uses {used}", relative.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "upward or sideways uses:\n{}", violations.join("\n"));
+}
