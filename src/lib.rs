@@ -7,6 +7,8 @@
 //! ```
 
 pub mod cli;
+pub mod demo;
+pub mod doctor;
 pub mod event;
 pub mod event_log;
 pub mod inherited;

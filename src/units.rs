@@ -149,6 +149,24 @@ impl fmt::Display for ByteDelta {
     }
 }
 
+/// A number to the last digit, in groups of three: `135,168`. For sums that add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exact(pub u64);
+
+impl fmt::Display for Exact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+        for (index, digit) in digits.char_indices() {
+            if index > 0 && (digits.len() - index).is_multiple_of(3) {
+                out.push(',');
+            }
+            out.push(digit);
+        }
+        f.pad(&out)
+    }
+}
+
 fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut unit = 0;
@@ -199,6 +217,23 @@ mod tests {
         assert_eq!(ByteDelta(4096).to_string(), "+4 KiB");
         assert_eq!(ByteDelta(-4096).to_string(), "−4 KiB");
         assert_eq!(ByteDelta(i64::MIN).to_string(), "−8 EiB");
+    }
+
+    #[test]
+    fn exact_numbers_come_in_groups_of_three() {
+        let shown = [0, 32, 656, 4096, 135_168, u64::MAX].map(|number| Exact(number).to_string());
+        assert_eq!(
+            shown,
+            [
+                "0",
+                "32",
+                "656",
+                "4,096",
+                "135,168",
+                "18,446,744,073,709,551,615"
+            ]
+        );
+        assert_eq!(format!("{:>8}", Exact(4096)), "   4,096");
     }
 
     #[test]

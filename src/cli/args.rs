@@ -18,7 +18,8 @@ Examples:
   breaktrace run --events e.jsonl -- ./main     every event, as it happens: tail -f, jq
   breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
   breaktrace attach --duration 10s 4242         watch it for ten seconds
-  breaktrace report heap.json                   show a recording again";
+  breaktrace report heap.json                   show a recording again
+  breaktrace demo                               what malloc makes of the break, on breaktrace itself";
 
 const RUN_HELP: &str = "\
 The program owns stdin, stdout, stderr and the exit status: breaktrace ends with the program's exit code, or by the
@@ -33,6 +34,13 @@ running, sleeping or stopped. Being attached to wakes a process once: epoll_wait
 EINTR. Exit status 0, 1 when attaching or recording failed, 2 when the command line is wrong.
 
 Signals to breaktrace: SIGUSR1 takes a snapshot.";
+
+const DEMO_HELP: &str = "\
+breaktrace traces itself playing a small program: five blocks of 16 KiB from malloc, the second freed, a sixth, freed \
+as well, and one of 90 KiB. What the program saw (sbrk(0)) stands beside what was traced, and each number is taken \
+apart.
+
+Exit status 0 when both sides agree, 1 when they don't or tracing failed, 2 when the command line is wrong.";
 
 /// Shows what moved a program's break: who asked for memory, why so far, and what came back.
 #[derive(Debug, Parser)]
@@ -50,6 +58,10 @@ pub(super) enum Command {
     Attach(Attach),
     /// Show a recorded report or event log again
     Report(Report),
+    /// Show on breaktrace itself what malloc makes of the program break
+    Demo(Demo),
+    /// Find out what this machine allows, and what to do where it does not
+    Doctor(Doctor),
 }
 
 /// Where a report goes, and in what form.
@@ -161,6 +173,21 @@ pub(super) struct Report {
     /// A report written by -o FILE.json, or an event log written by --events
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = DEMO_HELP)]
+pub(super) struct Demo {
+    /// Print the demonstration as JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {

@@ -1,6 +1,8 @@
 //! The command line: what was typed becomes one call into the layers below, and its outcome an exit status.
 
 mod args;
+mod demo;
+mod doctor;
 mod inspect;
 mod output;
 mod record;
@@ -92,6 +94,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(run) => record::run(run),
         Command::Attach(attach) => record::attach(attach),
         Command::Report(report) => inspect::report(report),
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
     match result {
         Ok(Ending::Code(code)) => ExitCode::from(code),

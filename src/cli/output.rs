@@ -139,13 +139,11 @@ impl Outputs {
 }
 
 /// Whoever reads the first lines and leaves (`| head`) has what they wanted.
-fn excuse_closed_pipe(stream: &str, error: io::Error) -> Result<(), Failure> {
+pub(super) fn excuse_closed_pipe(stream: &str, error: io::Error) -> Result<(), Failure> {
     if error.kind() == io::ErrorKind::BrokenPipe {
         Ok(())
     } else {
-        Err(Failure::new(format!(
-            "cannot write the report to {stream}: {error}"
-        )))
+        Err(Failure::new(format!("cannot write to {stream}: {error}")))
     }
 }
 

@@ -6,12 +6,12 @@
 
 mod chart;
 mod layout;
-mod style;
-mod table;
+pub(crate) mod style;
+pub(crate) mod table;
 mod terminal;
 mod text;
 mod verdict;
-mod words;
+pub(crate) mod words;
 
 #[cfg(test)]
 mod tests;

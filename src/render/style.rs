@@ -10,7 +10,7 @@ use super::words;
 
 /// What a piece of text is, and so how it looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(crate) enum Tone {
     /// Ordinary text.
     #[default]
     Plain,
@@ -43,32 +43,32 @@ impl Tone {
 
 /// A line of text in pieces, none of which can hold a control character.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     pieces: Vec<(Tone, String)>,
 }
 
 impl Line {
     /// A line of one piece.
-    pub(super) fn of(tone: Tone, text: &str) -> Self {
+    pub(crate) fn of(tone: Tone, text: &str) -> Self {
         let mut line = Self::default();
         line.push(tone, text);
         line
     }
 
     /// Adds a piece at the end.
-    pub(super) fn push(&mut self, tone: Tone, text: &str) {
+    pub(crate) fn push(&mut self, tone: Tone, text: &str) {
         if !text.is_empty() {
             self.pieces.push((tone, words::harmless(text)));
         }
     }
 
     /// Adds another line at the end.
-    pub(super) fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: Self) {
         self.pieces.extend(other.pieces);
     }
 
     /// Columns that it takes.
-    pub(super) fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.pieces
             .iter()
             .map(|(_, text)| words::columns(text))
@@ -76,18 +76,18 @@ impl Line {
     }
 
     /// Whether this character stands in it.
-    pub(super) fn contains(&self, character: char) -> bool {
+    pub(crate) fn contains(&self, character: char) -> bool {
         self.pieces.iter().any(|(_, text)| text.contains(character))
     }
 
     /// Adds spaces until it takes `width` columns.
-    pub(super) fn pad_to(&mut self, width: usize) {
+    pub(crate) fn pad_to(&mut self, width: usize) {
         let missing = width.saturating_sub(self.width());
         self.push(Tone::Plain, &" ".repeat(missing));
     }
 
     /// This line in at most `width` columns, with an ellipsis where it was cut.
-    pub(super) fn cut(self, width: usize) -> Self {
+    pub(crate) fn cut(self, width: usize) -> Self {
         if self.width() <= width {
             return self;
         }
@@ -109,7 +109,7 @@ impl Line {
     }
 
     /// The characters for the terminal, without trailing spaces.
-    pub(super) fn paint(&self, color: bool) -> String {
+    pub(crate) fn paint(&self, color: bool) -> String {
         let text_end = self
             .pieces
             .iter()

@@ -6,7 +6,7 @@ use super::words;
 
 /// Which edge the cells of a column share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Align {
+pub(crate) enum Align {
     /// Words.
     Left,
     /// Numbers.
@@ -15,22 +15,22 @@ pub(super) enum Align {
 
 /// A column.
 #[derive(Clone, Debug)]
-pub(super) struct Column {
+pub(crate) struct Column {
     /// What stands above it.
-    pub(super) title: &'static str,
+    pub(crate) title: &'static str,
     /// Where its cells stand.
-    pub(super) align: Align,
+    pub(crate) align: Align,
     /// Spaces to its left.
-    pub(super) space: usize,
+    pub(crate) space: usize,
     /// Columns with the lowest number go first when the table is too wide; 255 never goes.
-    pub(super) rank: u8,
+    pub(crate) rank: u8,
     /// Whether its cells are cut before any column goes.
-    pub(super) cuttable: bool,
+    pub(crate) cuttable: bool,
 }
 
 impl Column {
     /// A column of numbers that never goes.
-    pub(super) const fn number(title: &'static str) -> Self {
+    pub(crate) const fn number(title: &'static str) -> Self {
         Self {
             title,
             align: Align::Right,
@@ -41,7 +41,7 @@ impl Column {
     }
 
     /// A column of words that never goes.
-    pub(super) const fn words(title: &'static str) -> Self {
+    pub(crate) const fn words(title: &'static str) -> Self {
         Self {
             align: Align::Left,
             ..Self::number(title)
@@ -49,19 +49,19 @@ impl Column {
     }
 
     /// The same, to be left out in the order of `rank` when space is short.
-    pub(super) const fn rank(mut self, rank: u8) -> Self {
+    pub(crate) const fn rank(mut self, rank: u8) -> Self {
         self.rank = rank;
         self
     }
 
     /// The same, with `space` columns to its left.
-    pub(super) const fn space(mut self, space: usize) -> Self {
+    pub(crate) const fn space(mut self, space: usize) -> Self {
         self.space = space;
         self
     }
 
     /// The same, with cells that may be cut.
-    pub(super) const fn cuttable(mut self) -> Self {
+    pub(crate) const fn cuttable(mut self) -> Self {
         self.cuttable = true;
         self
     }
@@ -69,7 +69,7 @@ impl Column {
 
 /// One cell.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cell {
+pub(crate) struct Cell {
     tone: Tone,
     text: String,
     runs_on: bool,
@@ -77,7 +77,7 @@ pub(super) struct Cell {
 
 impl Cell {
     /// A cell of this tone.
-    pub(super) fn of(tone: Tone, text: &str) -> Self {
+    pub(crate) fn of(tone: Tone, text: &str) -> Self {
         Self {
             tone,
             text: words::harmless(text),
@@ -86,12 +86,12 @@ impl Cell {
     }
 
     /// An ordinary cell.
-    pub(super) fn plain(text: impl ToString) -> Self {
+    pub(crate) fn plain(text: impl ToString) -> Self {
         Self::of(Tone::Plain, &text.to_string())
     }
 
     /// The last cell of a row, whose text runs on over the columns to its right.
-    pub(super) fn running_on(text: &str) -> Self {
+    pub(crate) fn running_on(text: &str) -> Self {
         Self {
             runs_on: true,
             ..Self::plain(text)
@@ -101,7 +101,7 @@ impl Cell {
 
 /// Rows under a heading.
 #[derive(Clone, Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<Cell>>,
 }
@@ -111,7 +111,7 @@ const NARROWEST_CUT: usize = 12;
 
 impl Table {
     /// An empty table.
-    pub(super) fn new(columns: Vec<Column>) -> Self {
+    pub(crate) fn new(columns: Vec<Column>) -> Self {
         Self {
             columns,
             rows: Vec::new(),
@@ -119,12 +119,12 @@ impl Table {
     }
 
     /// Adds a row; cells that are missing at its end are empty.
-    pub(super) fn row(&mut self, cells: Vec<Cell>) {
+    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         self.rows.push(cells);
     }
 
     /// The heading and the rows, in at most `width` columns as far as the columns that may go or be cut allow.
-    pub(super) fn lines(&self, width: usize) -> Vec<Line> {
+    pub(crate) fn lines(&self, width: usize) -> Vec<Line> {
         let mut widths = self.natural_widths();
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         loop {

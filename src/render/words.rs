@@ -5,11 +5,11 @@ use unicode_width::UnicodeWidthChar;
 use crate::units::Timestamp;
 
 /// What is said of a number that is not known.
-pub(super) const UNKNOWN: &str = "unknown";
+pub(crate) const UNKNOWN: &str = "unknown";
 
 /// `text` with every character escaped that would not show as itself, one after the other: control characters, and
 /// those without a width, among them the ones that turn the direction of writing. Escaping twice changes nothing.
-pub(super) fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
@@ -23,12 +23,12 @@ pub(super) fn harmless(text: &str) -> String {
 }
 
 /// Columns that harmless text takes on a terminal.
-pub(super) fn columns(text: &str) -> usize {
+pub(crate) fn columns(text: &str) -> usize {
     text.chars().filter_map(UnicodeWidthChar::width).sum()
 }
 
 /// Harmless text in at most `width` columns, with an ellipsis where it was cut.
-pub(super) fn cut(text: &str, width: usize) -> String {
+pub(crate) fn cut(text: &str, width: usize) -> String {
     if columns(text) <= width {
         return text.to_owned();
     }
@@ -50,7 +50,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
 }
 
 /// `text` in lines of at most `width` columns, broken at spaces, and inside a word only when it is longer than a line.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(2);
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -74,7 +74,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// `1 step`, `2 steps`.
-pub(super) fn count(number: u64, singular: &str, plural: &str) -> String {
+pub(crate) fn count(number: u64, singular: &str, plural: &str) -> String {
     if number == 1 {
         format!("1 {singular}")
     } else {
@@ -84,7 +84,7 @@ pub(super) fn count(number: u64, singular: &str, plural: &str) -> String {
 
 /// A share, given from 0 to 1, with two or three digits: `0.2 %`, `56 %`. What is not all never shows as 100 %, and
 /// what is not nothing never as 0 %.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent > 0.0 && percent < 0.1 {
         "<0.1 %".to_owned()
@@ -99,12 +99,12 @@ pub(super) fn percent(share: f64) -> String {
 
 /// The share of `part` in `whole`; `None` of nothing.
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-pub(super) fn share(part: u64, whole: u64) -> Option<f64> {
+pub(crate) fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 /// A length of time with three digits: `45 µs`, `812 ms`, `1.24 s`, `2 min 05 s`, `3 h 20 min`.
-pub(super) fn duration(nanoseconds: u64) -> String {
+pub(crate) fn duration(nanoseconds: u64) -> String {
     let seconds = Timestamp(nanoseconds).as_secs_f64();
     let scaled = |value: f64, unit: &str| {
         let decimals = if value >= 99.95 {
@@ -135,12 +135,12 @@ fn long_duration(seconds: u64) -> String {
 }
 
 /// The time from `start` to `end`.
-pub(super) fn between(start: Timestamp, end: Timestamp) -> String {
+pub(crate) fn between(start: Timestamp, end: Timestamp) -> String {
     duration(end.0.saturating_sub(start.0))
 }
 
 /// The last part of a program's path: `cc1`.
-pub(super) fn program(path: &str) -> String {
+pub(crate) fn program(path: &str) -> String {
     let name = path.trim_end_matches('/').rsplit('/').next();
     match name {
         None | Some("") => "(unnamed)".to_owned(),
@@ -151,7 +151,7 @@ pub(super) fn program(path: &str) -> String {
 /// A program as one would type it: its name without the folder, then its arguments, quoted where a shell needs it.
 ///
 /// The name is that of the file that runs, since the first argument is whatever the caller made it.
-pub(super) fn command(path: &str, arguments: &[String]) -> String {
+pub(crate) fn command(path: &str, arguments: &[String]) -> String {
     let mut out = match (path.is_empty(), arguments.first()) {
         (true, Some(first)) => program(first),
         _ => program(path),
@@ -173,7 +173,7 @@ fn quoted(argument: &str) -> String {
 }
 
 /// A signal's name: `SIGSEGV`, `SIGRTMIN+3`.
-pub(super) fn signal(number: i32) -> String {
+pub(crate) fn signal(number: i32) -> String {
     if let Ok(signal) = nix::sys::signal::Signal::try_from(number) {
         return signal.as_str().to_owned();
     }

@@ -482,9 +482,10 @@ fn signals_that_come_while_attaching_and_detaching_are_not_lost() {
             };
             // SAFETY: sends a number to a process that this test started.
             assert_eq!(unsafe { libc::sigqueue(pid.cast_signed(), 45, content) }, 0);
+            let line = receiver.line();
             assert!(
-                receiver.line().ends_with(&format!("value {value}")),
-                "round {round}"
+                line.ends_with(&format!("value {value}")),
+                "round {round}, value {value}: {line}"
             );
         }
         attaching.finish().expect_code(0);

@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["units", "mapping", "event", "report"]),
     ("report", &["units", "event"]),
     ("render", &["units", "event", "report"]),
-    ("demo", &["units", "event", "tracer", "render"]),
+    ("demo", &["units", "event", "report", "tracer", "render"]),
     (
         "cli",
         &[

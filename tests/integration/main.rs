@@ -7,9 +7,11 @@
 
 mod against_strace;
 mod attach;
+mod demo;
 mod errors;
 mod foreign_abi;
 mod kernel_view;
+mod layers;
 mod lifecycle;
 mod processes;
 mod recording;
