@@ -478,6 +478,13 @@ impl Tracer {
         };
         let (from_space, recorded) = (process.space, process.recorded);
         let space = self.new_space(pid, recorded);
+        if let Some(process) = self.tracees.processes.get_mut(&pid) {
+            process.space = space;
+        }
+        self.tracees.drop_space_if_unused(from_space);
+        let snapshot = self.read_snapshot(pid, space, SnapshotReason::Start);
+        self.go_on_with(stopped, 0);
+        // The rest can be read while the program runs: it cannot end before we have seen it do so.
         let command = Rc::new(Command::of(pid));
         let kind = EventKind::Exec {
             program: command.program.clone(),
@@ -485,13 +492,12 @@ impl Tracer {
             from_space,
         };
         if let Some(process) = self.tracees.processes.get_mut(&pid) {
-            process.space = space;
             process.command = command;
         }
-        self.tracees.drop_space_if_unused(from_space);
         self.record_process(pid, pid, kind);
-        self.snapshot_by(pid, space, SnapshotReason::Start);
-        self.go_on_with(stopped, 0);
+        if let Some(snapshot) = snapshot {
+            self.record(pid, space, snapshot);
+        }
     }
 
     /// A thread is about to end; its memory is still there.

@@ -687,22 +687,24 @@ impl Tracer {
 
     /// Takes a snapshot of an address space through one of its threads. Returns whether that could be done.
     fn snapshot_by(&mut self, tid: u32, space: SpaceId, reason: SnapshotReason) -> bool {
-        let Some(under_way) = self
-            .tracees
-            .spaces
-            .get(&space)
-            .map(|space| space.under_way.len())
-        else {
+        let Some(snapshot) = self.read_snapshot(tid, space, reason) else {
             return false;
         };
-        let Some(snapshot) =
-            proc::snapshot(tid, reason, u32::try_from(under_way).unwrap_or(u32::MAX))
-        else {
-            return false;
-        };
-        self.learn_break(space, &snapshot);
-        self.record(tid, space, EventKind::Snapshot(Box::new(snapshot)));
+        self.record(tid, space, snapshot);
         true
+    }
+
+    /// Reads the state of an address space through one of its threads, to be told of later.
+    fn read_snapshot(
+        &mut self,
+        tid: u32,
+        space: SpaceId,
+        reason: SnapshotReason,
+    ) -> Option<EventKind> {
+        let under_way = self.tracees.spaces.get(&space)?.under_way.len();
+        let snapshot = proc::snapshot(tid, reason, u32::try_from(under_way).unwrap_or(u32::MAX))?;
+        self.learn_break(space, &snapshot);
+        Some(EventKind::Snapshot(Box::new(snapshot)))
     }
 }
 

@@ -122,17 +122,33 @@ pub(super) fn heap_start(tid: u32) -> Option<Address> {
         .map(Address)
 }
 
+/// Reads six lines of some sixty, for each process that ends: so not through [`Status`], which parses them all.
 fn memory(tid: u32) -> Option<MemoryFigures> {
-    let status = status(tid)?;
-    // The fields are in KiB (proc(5)), and absent for a thread without memory.
-    let bytes = |kib: Option<u64>| Some(kib? * 1024);
+    let text = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    memory_lines(&text)
+}
+
+fn memory_lines(status: &[u8]) -> Option<MemoryFigures> {
+    // All are absent for a thread that has no memory any more.
+    let bytes = |name: &[u8]| {
+        let line = status
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = std::str::from_utf8(line)
+            .ok()?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse()
+            .ok()?;
+        kib.checked_mul(1024)
+    };
     Some(MemoryFigures {
-        resident_bytes: bytes(status.vmrss)?,
-        resident_peak_bytes: bytes(status.vmhwm)?,
-        resident_anonymous_bytes: bytes(status.rssanon)?,
-        swapped_bytes: bytes(status.vmswap)?,
-        virtual_bytes: bytes(status.vmsize)?,
-        virtual_peak_bytes: bytes(status.vmpeak)?,
+        resident_bytes: bytes(b"VmRSS:")?,
+        resident_peak_bytes: bytes(b"VmHWM:")?,
+        resident_anonymous_bytes: bytes(b"RssAnon:")?,
+        swapped_bytes: bytes(b"VmSwap:")?,
+        virtual_bytes: bytes(b"VmSize:")?,
+        virtual_peak_bytes: bytes(b"VmPeak:")?,
     })
 }
 
@@ -182,4 +198,38 @@ fn heap_pages(tid: u32, mappings: &[Mapping]) -> Option<PageFigures> {
 /// Bytes in a page of this machine.
 pub(super) fn page_size() -> u64 {
     procfs::page_size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_figures_are_those_of_the_status_file() {
+        let figures = memory(std::process::id()).unwrap();
+        let status = status(std::process::id()).unwrap();
+        assert_eq!(Some(figures.virtual_peak_bytes / 1024), status.vmpeak);
+        assert!(
+            figures.resident_bytes > 0
+                && figures.resident_peak_bytes >= figures.resident_anonymous_bytes
+        );
+    }
+
+    #[test]
+    fn a_status_without_memory_has_no_figures() {
+        assert_eq!(
+            memory_lines(b"Name:\tkthreadd\nState:\tS (sleeping)\n"),
+            None
+        );
+        assert_eq!(memory_lines(b"VmRSS:\t lots kB\n"), None);
+    }
+
+    #[test]
+    fn our_own_heap_has_pages_in_memory() {
+        let pid = std::process::id();
+        let mappings = mapping::read(pid).unwrap();
+        if let Some(pages) = heap_pages(pid, &mappings) {
+            assert!(pages.resident_bytes > 0 && pages.resident_bytes.is_multiple_of(page_size()));
+        }
+    }
 }
