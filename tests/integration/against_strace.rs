@@ -12,6 +12,7 @@ use crate::support::fixture;
 use crate::support::folder;
 use crate::support::installed;
 use crate::support::number;
+use crate::support::python;
 use crate::support::skip;
 use crate::support::trace_unchecked;
 
@@ -277,22 +278,12 @@ const SQL: &str = "create table t(a,b); with recursive n(i) as (select 1 union a
                    insert into t select i, hex(i*i) from n; create index x on t(b); select count(*), max(b) from t;";
 
 equal_accounts! {
-    python_agrees: "python3", ["env", "PYTHONHASHSEED=0", python().as_str(), "-I", "-S", "-c", PYTHON];
+    python_agrees: "python3", ["env", "PYTHONHASHSEED=0", &python().unwrap().display().to_string(), "-I", "-S", "-c", PYTHON];
     perl_agrees: "perl", ["env", "PERL_HASH_SEED=0", "PERL_PERTURB_KEYS=0", "perl", "-e", PERL];
     sort_agrees: "sort", ["sort", "--parallel=1", "-S", "1M", "-o", "sorted", "lines"];
     gcc_agrees: "gcc", ["gcc", "-O1", "-c", "small.c", "-o", "small.o"];
     sqlite_agrees: "sqlite3", ["sqlite3", "-batch", ":memory:", SQL];
     a_pipeline_agrees: "sh", ["sh", "-c", "ls /usr /bin | sort -r | tr a-z A-Z | wc -l; (echo sub; exec true); for i in 1 2 3; do date >/dev/null; done"];
-}
-
-/// pyenv and its kind put shell scripts in front of the real one, which do their own deterministic best.
-fn python() -> String {
-    let real = Path::new("/usr/bin/python3");
-    if real.exists() {
-        real.display().to_string()
-    } else {
-        "python3".into()
-    }
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn the_founding_experiment_is_told_to_the_byte() {
 /// Programs to trace without exact expectations: nothing may differ, whatever they do.
 fn all_sorts() -> Vec<Vec<OsString>> {
     let mut programs: Vec<Vec<OsString>> = vec![
-        vec![fixture("threads").into()],
+        vec![fixture("threads").into(), "8".into()],
         vec![fixture("fork_tree").into()],
         vec![fixture("exec_from_thread").into()],
         vec![fixture("untraced_child").into()],
@@ -230,7 +230,7 @@ fn all_sorts() -> Vec<Vec<OsString>> {
     ];
     let scripts = [
         (
-            &["python3"][..],
+            crate::support::python(),
             "-c",
             "import threading, subprocess\n\
              lists = [list(range(30000)) for _ in range(5)]\n\
@@ -239,15 +239,15 @@ fn all_sorts() -> Vec<Vec<OsString>> {
              print(subprocess.run(['echo', 'child'], capture_output=True).stdout, sum(map(len, lists)))",
         ),
         (
-            &["perl"],
+            installed(&["perl"]),
             "-e",
             "my @l = map { \"x\" x 1000 } 1..5000; print scalar(@l), `echo child`;",
         ),
     ];
-    for (names, option, script) in scripts {
-        match installed(names) {
+    for (program, option, script) in scripts {
+        match program {
             Some(path) => programs.push(vec![path.into(), option.into(), script.into()]),
-            None => skip(&format!("{} is not installed", names[0])),
+            None => skip("python3 or perl is not installed"),
         }
     }
     programs

@@ -97,6 +97,16 @@ pub(crate) fn installed(candidates: &[&str]) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// The Python that is no script in front of another one, if there is one.
+pub(crate) fn python() -> Option<PathBuf> {
+    let usual = PathBuf::from("/usr/bin/python3");
+    if usual.is_file() {
+        Some(usual)
+    } else {
+        installed(&["python3"])
+    }
+}
+
 /// A folder that goes with the test.
 pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
