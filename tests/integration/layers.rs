@@ -20,7 +20,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "units", "event", "event_log", "tracer", "doctor", "model", "report", "render", "demo",
+            "units",
+            "event",
+            "event_log",
+            "tracer",
+            "doctor",
+            "model",
+            "report",
+            "render",
+            "demo",
         ],
     ),
 ];
@@ -39,7 +47,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The names after each `crate::`.
 fn used_modules(text: &str) -> impl Iterator<Item = &str> {
     text.split("crate::").skip(1).map(|rest| {
-        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(rest.len());
         &rest[..end]
     })
 }
@@ -52,12 +62,21 @@ fn modules_use_lower_layers_only() {
     let mut violations = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&root).unwrap();
-        let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let module = relative
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs");
         if matches!(module, "lib" | "main" | "build") {
             continue;
         }
         let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
-            violations.push(format!("{}: the module has no place in the table of layers", relative.display()));
+            violations.push(format!(
+                "{}: the module has no place in the table of layers",
+                relative.display()
+            ));
             continue;
         };
         let text = fs::read_to_string(&file).unwrap();
@@ -73,5 +92,9 @@ fn modules_use_lower_layers_only() {
             }
         }
     }
-    assert!(violations.is_empty(), "upward or sideways uses:\n{}", violations.join("\n"));
+    assert!(
+        violations.is_empty(),
+        "upward or sideways uses:\n{}",
+        violations.join("\n")
+    );
 }

@@ -1,0 +1,19 @@
+//! Runs the finished `breaktrace` on programs and compares what it says with truths that are not its own: what the
+//! programs themselves print, `/proc`, and strace's account.
+#![allow(
+    clippy::unwrap_used,
+    reason = "all of this is tests, and a panic is how they fail"
+)]
+
+mod against_strace;
+mod attach;
+mod demo;
+mod errors;
+mod foreign_abi;
+mod kernel_view;
+mod layers;
+mod lifecycle;
+mod processes;
+mod recording;
+mod support;
+mod transparency;
