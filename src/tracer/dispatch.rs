@@ -395,7 +395,9 @@ impl Tracer {
             let shares = sys::same_address_space(parent, child).unwrap_or(birth != Birth::Fork);
             if shares && proc::is_thread_of(child, pid) {
                 self.tracees.add_thread(child, pid, self.newborn());
-                self.thread_started(child, pid);
+                if !self.is_joining() {
+                    self.thread_started(child, pid);
+                }
             } else if self.options.follow || self.launched_with_filter() {
                 self.process_born(child, pid, space, birth, shares);
             } else {
@@ -465,6 +467,9 @@ impl Tracer {
         };
         self.tracees.processes.insert(child, process);
         self.tracees.add_thread(child, child, self.newborn());
+        if self.is_joining() {
+            return;
+        }
         self.process_started(child, origin, Some(parent), Some(parents_space));
         if copy_is_unsure {
             // Whether the calls under way came before the copy, only the copy itself tells.
@@ -484,7 +489,7 @@ impl Tracer {
             .collect();
         for tid in others {
             self.forget_thread(tid);
-            self.record_process(pid, tid, EventKind::ThreadEnded);
+            self.thread_ended(tid, pid);
         }
         self.tracees.leave_call(pid, self.newborn());
         let Some(process) = self.tracees.processes.get(&pid) else {
@@ -549,8 +554,12 @@ impl Tracer {
         };
         self.forget_thread(tid);
         if self.tracees.threads_of(pid).next().is_some() {
-            self.record_process(pid, tid, EventKind::ThreadEnded);
+            self.thread_ended(tid, pid);
         } else {
+            if self.is_joining() {
+                // It ended before it could be told of.
+                self.process_started(pid, Origin::Attached, None, None);
+            }
             // With the leader gone, all threads of a process end alike.
             self.process_ended(pid, outcome);
             if let Some(process) = self.tracees.processes.remove(&pid) {
@@ -595,6 +604,18 @@ impl Tracer {
     /// Tells of a new thread.
     pub(super) fn thread_started(&mut self, tid: u32, pid: u32) {
         self.record_process(pid, tid, EventKind::ThreadStarted);
+    }
+
+    /// Tells of the end of a thread that was not the last of its process.
+    fn thread_ended(&mut self, tid: u32, pid: u32) {
+        if !self.is_joining() {
+            self.record_process(pid, tid, EventKind::ThreadEnded);
+        }
+    }
+
+    /// Whether processes are still being joined: what exists is told when they stand still, and not before.
+    fn is_joining(&self) -> bool {
+        matches!(self.phase, Phase::Joining { .. })
     }
 
     /// Tells of the end of a process, once.

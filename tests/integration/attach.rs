@@ -156,7 +156,7 @@ fn a_running_process_runs_on() {
 
 #[test]
 fn a_sleeping_process_sleeps_on() {
-    let mut sleeper = Running::start(&mut Command::new("sleep").arg("1.5"));
+    let mut sleeper = Running::start(Command::new("sleep").arg("1.5"));
     wait_until("it sleeps", || state(sleeper.pid()) == 'S');
     let (_, report) = Attached::to(&[sleeper.pid()]).detach();
     assert_eq!(report.processes[0].outcome, Some(Outcome::Detached));

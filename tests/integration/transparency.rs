@@ -126,6 +126,7 @@ fn signals_from_outside_keep_sender_and_value() {
             };
             // SAFETY: sends a number to a process that this test started.
             assert_eq!(
+                // SAFETY: takes numbers only.
                 unsafe { libc::sigqueue(pid.cast_signed(), signal, content) },
                 0
             );
