@@ -522,9 +522,10 @@ mod tests {
     fn a_damaged_line_in_the_middle_is_named() {
         let text = String::from_utf8(written()).unwrap();
         let damaged = text.replace("\"thread_started\"", "\"thread_stXrted\"");
-        let message = message(damaged.as_bytes());
+        let error = read(&[damaged.as_bytes()].concat()).unwrap_err();
+        let message = error.to_string();
         assert!(message.starts_with("line 2 is damaged: "), "{message}");
-        assert!(message.contains("head -n 1 FILE"), "{message}");
+        assert!(error.hint().unwrap().contains("head -n 1 FILE"));
     }
 
     #[test]
