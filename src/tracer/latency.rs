@@ -57,6 +57,11 @@ impl LatencyHold {
         self.held.is_none() && self.hold()
     }
 
+    /// Whether idle processors are kept awake now.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Releases the latency when stops have become rare.
     pub(super) fn release_if_quiet(&mut self, now: Timestamp) {
         if self.held.is_some() && now.0.saturating_sub(self.last_busy.0) > QUIET {

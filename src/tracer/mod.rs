@@ -259,7 +259,7 @@ impl Tracer {
             phase: Phase::Tracing,
             end_reason: EndReason::Finished,
             tracees: Tracees::default(),
-            waiter: Waiter::default(),
+            waiter: Waiter::new(),
             latency: LatencyHold::new(options.latency_hold),
             latency_told: false,
             _handlers: Handlers::install()?,
@@ -312,7 +312,9 @@ impl Tracer {
                 continue;
             }
             if self.ready.is_empty() {
-                let waited = self.waiter.wait(self.tracees.threads.len());
+                let waited = self
+                    .waiter
+                    .wait(self.tracees.threads.len(), self.latency.is_held());
                 match waited.map_err(TraceError::new("waitpid"))? {
                     Waited::Status(tid, status) => self.handle(tid, stop::interpret(status)),
                     Waited::Interrupted => {}

@@ -5,6 +5,7 @@
 //! their number. SIGCHLDs coalesce, so a walk now and then finds what they did not name.
 
 use std::time::Duration;
+use std::time::Instant;
 
 use libc::c_int;
 use nix::errno::Errno;
@@ -21,6 +22,11 @@ const SIGNALS_PER_WALK: u32 = 64;
 /// After so long without a signal they are walked.
 const QUIET: Duration = Duration::from_micros(200);
 
+/// A stop that is due at once is looked for this long before we sleep.
+const AWAKE: Duration = Duration::from_micros(20);
+/// After n misses in a row, the next 2^n waits sleep at once; n grows no further than this.
+const MOST_MISSES: u32 = 10;
+
 /// What waiting brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Waited {
@@ -33,18 +39,38 @@ pub(super) enum Waited {
 }
 
 /// Waits for tracees, in the way that suits their number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Waiter {
     /// SIGCHLD is blocked, and says which thread stopped.
     by_signal: bool,
     /// The tracees are being walked, as signals may have been lost.
     walking: bool,
     signals_since_walk: u32,
+    /// With fewer tracees than this, a processor is likely to be free for staying awake on.
+    few: usize,
+    /// Stops that were due at once and did not come, one after the other.
+    misses: u32,
+    /// So many times more we sleep at once.
+    rest: u32,
 }
 
 impl Waiter {
-    /// Waits until a tracee changes its state, or one of our signals comes. `tracees` is how many there are.
-    pub(super) fn wait(&mut self, tracees: usize) -> Result<Waited, Errno> {
+    /// Knows of no tracee yet.
+    pub(super) fn new() -> Self {
+        Self {
+            by_signal: false,
+            walking: false,
+            signals_since_walk: 0,
+            few: 2 * std::thread::available_parallelism()
+                .map_or(0, |processors| processors.get() - 1),
+            misses: 0,
+            rest: 0,
+        }
+    }
+
+    /// Waits until a tracee changes its state, or one of our signals comes. `tracees` is how many there are; `soon`
+    /// says that stops come fast, and that idle processors are kept awake anyway.
+    pub(super) fn wait(&mut self, tracees: usize, soon: bool) -> Result<Waited, Errno> {
         if !self.by_signal && tracees >= CROWD {
             child_signal().thread_block()?;
             self.by_signal = true;
@@ -53,9 +79,32 @@ impl Waiter {
         }
         if self.by_signal {
             self.wait_by_signal()
+        } else if soon && tracees < self.few {
+            self.wait_awake()
         } else {
             waited(sys::wait_any(0))
         }
+    }
+
+    /// Looks again and again for a stop that is due at once, for as long as it takes to be put to sleep and woken.
+    fn wait_awake(&mut self) -> Result<Waited, Errno> {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return waited(sys::wait_any(0));
+        }
+        let began = Instant::now();
+        while began.elapsed() < AWAKE {
+            match sys::wait_any(libc::WNOHANG) {
+                Ok(None) => {}
+                other => {
+                    self.misses = 0;
+                    return waited(other);
+                }
+            }
+        }
+        self.misses = (self.misses + 1).min(MOST_MISSES);
+        self.rest = 1 << self.misses;
+        waited(sys::wait_any(0))
     }
 
     fn wait_by_signal(&mut self) -> Result<Waited, Errno> {
