@@ -411,6 +411,36 @@ pub(crate) fn threads_of(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Waits until all threads of a process sleep, each in a call of its own.
+///
+/// Before this, one may still be on its way from a stop that has nothing to do with what the test is about to do.
+#[track_caller]
+pub(crate) fn wait_until_idle(pid: u32) {
+    wait_until("all threads sleep", || {
+        threads_of(pid).into_iter().all(|tid| state(tid) == 'S')
+    });
+}
+
+/// Stops a process whose threads all sleep, and waits until each has stopped.
+///
+/// Under trace one thread stops first for its tracer to let the signal through, and the others only when the whole
+/// process stops: then no thread gets back to the program before SIGCONT.
+#[track_caller]
+pub(crate) fn stop(pid: u32) {
+    wait_until_idle(pid);
+    assert!(send(pid, libc::SIGSTOP));
+    wait_until_stopped(pid);
+}
+
+#[track_caller]
+pub(crate) fn wait_until_stopped(pid: u32) {
+    wait_until("all threads have stopped", || {
+        threads_of(pid)
+            .into_iter()
+            .all(|tid| matches!(state(tid), 't' | 'T'))
+    });
+}
+
 /// The only child of a process, once it has one that runs `program`.
 pub(crate) fn child_running(parent: u32, program: &Path) -> u32 {
     let mut found = 0;

@@ -17,8 +17,9 @@ use crate::support::fixture;
 use crate::support::number;
 use crate::support::send;
 use crate::support::skip;
-use crate::support::state;
-use crate::support::wait_until;
+use crate::support::stop;
+use crate::support::wait_until_idle;
+use crate::support::wait_until_stopped;
 
 const SEIZED: [&[&str]; 2] = [&["run", "-q", "--"], &["run", "-q", "--no-seccomp", "--"]];
 
@@ -125,10 +126,8 @@ fn signals_from_outside_keep_sender_and_value() {
                 sival_ptr: std::ptr::without_provenance_mut(value),
             };
             // SAFETY: sends a number to a process that this test started.
-            assert_eq!(
-                unsafe { libc::sigqueue(pid.cast_signed(), signal, content) },
-                0
-            );
+            let sent = unsafe { libc::sigqueue(pid.cast_signed(), signal, content) };
+            assert_eq!(sent, 0);
             assert_eq!(
                 running.line(),
                 format!(
@@ -151,15 +150,15 @@ fn a_stopped_program_stays_stopped_until_it_is_continued() {
         assert_eq!(running.line(), "ready");
         assert_eq!(running.ask("threads 3"), "threads 3");
         let pid = child_running(running.pid(), &program);
-        assert!(send(pid, libc::SIGSTOP));
-        wait_until("it has stopped", || matches!(state(pid), 't' | 'T'));
+        stop(pid);
         running.tell("ping");
         assert!(!running.says_something(), "it runs although it was stopped");
         assert!(send(pid, libc::SIGCONT));
         assert_eq!(running.line(), "ping");
         // And by itself.
+        wait_until_idle(pid);
         running.tell("stop");
-        wait_until("it has stopped", || matches!(state(pid), 't' | 'T'));
+        wait_until_stopped(pid);
         assert!(
             !running.says_something(),
             "it runs although it stopped itself"
