@@ -654,6 +654,8 @@ pub enum NoticeCode {
     StillRunning,
     /// The recording itself is incomplete.
     Incomplete,
+    /// There were more notices than are kept.
+    NoticesLeftOut,
 }
 
 /// What was recorded, how, and on what machine: the first line of an event log.

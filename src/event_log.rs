@@ -1,12 +1,14 @@
-//! The event log: a header, then one event per line, as JSON.
+//! The event log: every event as one line of JSON, written as it happens.
 //!
-//! Each event is one write of one whole line, so `tail -f` sees it as it happens and a crash at any moment leaves every
-//! event so far. The log's last line says that it is complete; without it, a log is good up to where it breaks off.
+//! The first line tells what was recorded; each further one is an [`Event`]. A log is of use at any moment: whatever
+//! becomes of breaktrace, all lines but possibly the last are whole.
 
 use std::fs::File;
 use std::io;
 use std::io::BufRead;
 use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
 use std::io::Write;
 use std::path::Path;
 
@@ -15,307 +17,361 @@ use serde::Serialize;
 
 use crate::event::Event;
 use crate::event::EventKind;
-use crate::event::Notice;
-use crate::event::NoticeCode;
 use crate::event::Recording;
-use crate::event::SpaceId;
-use crate::report;
-use crate::units::Timestamp;
 
 /// The name by which event logs are known.
 pub const SCHEMA_NAME: &str = "breaktrace.events";
 
-/// The version of the log's format that this build writes, and the newest that it reads.
+/// The version of the event log that this build writes, and the newest that it reads.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// The longest line that is read, in bytes: a snapshot of a process with half a million mappings.
+/// The name by which reports are known. Reports are of a higher layer, so it is repeated here.
+const REPORT_SCHEMA_NAME: &str = "breaktrace.report";
+
+/// Longest line that is read, in bytes. A snapshot of 65,530 mappings, the kernel's usual limit, needs a tenth.
 const LONGEST_LINE: u64 = 64 << 20;
 
-/// The first line of a log.
-#[derive(Serialize, Deserialize)]
+/// The first line.
+#[derive(Debug, Serialize, Deserialize)]
 struct Header {
     schema: Schema,
     tool: Tool,
     recording: Recording,
 }
 
-#[derive(Serialize, Deserialize)]
+/// Name and version of the log's schema.
+#[derive(Debug, Serialize, Deserialize)]
 struct Schema {
     name: String,
     version: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+/// The program that wrote the log.
+#[derive(Debug, Serialize, Deserialize)]
 struct Tool {
     name: String,
     version: String,
 }
 
-/// A log that is being written.
+/// An event log that is being written.
 #[derive(Debug)]
 pub struct EventLog {
     file: File,
+    /// Length of the whole lines written so far, in bytes.
+    written: u64,
+    /// The line being made; kept for its room.
     line: Vec<u8>,
 }
 
 impl EventLog {
-    /// Begins a log, in place of what the file held.
+    /// Begins a log in this file, replacing what it holds. The file is not passed on to programs that are executed.
     ///
     /// # Errors
     ///
-    /// The file cannot be made or written.
+    /// The file cannot be created or written.
     pub fn create(path: &Path, recording: &Recording) -> io::Result<Self> {
         let mut log = Self {
+            // The standard library opens every file with O_CLOEXEC.
             file: File::create(path)?,
-            line: Vec::new(),
+            written: 0,
+            line: Vec::with_capacity(512),
         };
         log.write_line(&Header {
             schema: Schema {
-                name: SCHEMA_NAME.into(),
+                name: SCHEMA_NAME.to_owned(),
                 version: SCHEMA_VERSION,
             },
             tool: Tool {
-                name: "breaktrace".into(),
-                version: env!("CARGO_PKG_VERSION").into(),
+                name: env!("CARGO_PKG_NAME").to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             recording: recording.clone(),
         })?;
         Ok(log)
     }
 
-    /// Adds an event.
+    /// Adds an event, by one write(2).
     ///
     /// # Errors
     ///
-    /// The disk is full, or the file has become unwritable. Nothing should be added then: the line may be there in
-    /// part.
+    /// It cannot be written: the disk is full, or the reader of a pipe has gone. A line that was written in part is
+    /// taken back where the file allows it; the log should be given up then.
     pub fn write(&mut self, event: &Event) -> io::Result<()> {
         self.write_line(event)
     }
 
-    fn write_line(&mut self, value: &impl Serialize) -> io::Result<()> {
+    fn write_line(&mut self, content: &impl Serialize) -> io::Result<()> {
         self.line.clear();
-        serde_json::to_writer(&mut self.line, value)?;
+        serde_json::to_writer(&mut self.line, content)?;
         self.line.push(b'\n');
-        // One write, unless a signal or a full disk cuts it short.
-        self.file.write_all(&self.line)
+        match self.file.write_all(&self.line) {
+            Ok(()) => {
+                self.written += self.line.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                self.take_back_part();
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves whole lines only. A pipe or a device cannot be cut; its reader tolerates a last line that breaks off.
+    fn take_back_part(&mut self) {
+        if self.file.set_len(self.written).is_ok() {
+            // So that a further line, should one be written after all, does not leave a hole.
+            let _position = self.file.seek(SeekFrom::Start(self.written));
+        }
     }
 }
 
-/// What a file is, by its beginning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// An event log.
-    EventLog,
-    /// A report.
-    Report,
-    /// Neither.
-    Unknown,
-}
-
-/// Tells event logs from reports by their first bytes.
-#[must_use]
-pub fn sniff(head: &[u8]) -> Kind {
-    let head = String::from_utf8_lossy(head);
-    // Both begin with their schema; a report is indented.
-    let beginning: String = head
-        .chars()
-        .filter(|c| !c.is_whitespace())
-        .take(64)
-        .collect();
-    let is = |name: &str| beginning.starts_with(&format!("{{\"schema\":{{\"name\":\"{name}\""));
-    if is(SCHEMA_NAME) {
-        Kind::EventLog
-    } else if is(report::SCHEMA_NAME) {
-        Kind::Report
-    } else {
-        Kind::Unknown
-    }
-}
-
-/// Why a file is no log that can be read.
+/// Why an event log cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ReadError {
-    /// The first line is not a log's.
-    #[error("it is no event log of breaktrace: {0}")]
-    Foreign(String),
+pub enum LogError {
+    /// The file cannot be read.
+    #[error("line {line} cannot be read: {source}")]
+    Unreadable {
+        /// The line, from 1.
+        line: u64,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is empty, or breaks off within its first line.
+    #[error(
+        "it breaks off within line 1, before any event: breaktrace was stopped while it began; record again"
+    )]
+    NothingRecorded,
+    /// Some other file.
+    #[error(
+        "line 1 is not the beginning of a breaktrace event log ({cause}); event logs are written by `breaktrace run --events FILE`"
+    )]
+    Foreign {
+        /// What is wrong with the line.
+        cause: String,
+    },
     /// A newer breaktrace wrote it.
     #[error(
-        "it follows version {found} of the event log's format, and this breaktrace reads up to version {SCHEMA_VERSION}"
+        "line 1 says that it follows version {found} of the event log, and this breaktrace reads up to version {SCHEMA_VERSION}; use the breaktrace that wrote it, or a newer one"
     )]
     Newer {
         /// The log's version.
-        found: u32,
+        found: u64,
     },
-    /// A line in the middle cannot be read.
-    #[error("line {line} is damaged: {cause}")]
+    /// A line that is not the last one is no event.
+    #[error(
+        "line {line} is damaged: {cause}; `head -n {} FILE` gives the part before it, which can be read",
+        line - 1
+    )]
     Damaged {
-        /// Its number, from 1.
+        /// The line, from 1.
         line: u64,
         /// What is wrong with it.
         cause: String,
     },
-    /// The file cannot be read.
-    #[error("line {line} cannot be read: {cause}")]
-    Io {
-        /// The number of the line, from 1.
+    /// A line longer than any that breaktrace writes.
+    #[error(
+        "line {line} is longer than 64 MiB, which no event is; the file is damaged or no event log"
+    )]
+    TooLong {
+        /// The line, from 1.
         line: u64,
-        /// The reason.
-        cause: io::Error,
     },
 }
 
-impl ReadError {
-    /// What to do next.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::Foreign(_) => "event logs are written by `breaktrace run --events FILE`".into(),
-            Self::Newer { .. } => {
-                "read it with the breaktrace that wrote it, or a newer one".into()
-            }
-            Self::Damaged { line, .. } => {
-                format!(
-                    "the lines before it are good: head -n {} FILE > GOOD",
-                    line.saturating_sub(1)
-                )
-            }
-            Self::Io { .. } => return None,
-        })
-    }
+/// How much of an event log there was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogInfo {
+    /// Events read.
+    pub events: u64,
+    /// Whether the log says that the recording ended; otherwise it breaks off.
+    pub complete: bool,
+    /// The line, from 1, within which it breaks off; `None` when it ends with a whole line.
+    pub cut_line: Option<u64>,
 }
 
-/// A log that is being read: the header first, then event by event.
+/// Reads an event log, one event at a time.
 #[derive(Debug)]
-pub struct Reader<R> {
-    source: R,
+pub struct LogReader<R> {
+    reader: R,
     recording: Recording,
-    line: u64,
-    last_time: Timestamp,
-    state: State,
+    line: Vec<u8>,
+    line_number: u64,
+    info: LogInfo,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// More lines may follow.
-    Reading,
-    /// The closing line has been read.
-    Complete,
-    /// The end was reached without a closing line, and that was told.
-    BrokenOff,
-}
-
-impl<R: BufRead> Reader<R> {
-    /// Reads the header.
+impl<R: BufRead> LogReader<R> {
+    /// Reads the first line.
     ///
     /// # Errors
     ///
-    /// The source is no event log, or one of a newer version.
-    pub fn new(mut source: R) -> Result<Self, ReadError> {
-        #[derive(Deserialize)]
-        struct Probe {
-            schema: Schema,
+    /// It cannot be read, or is not the first line of an event log that this build reads.
+    pub fn open(mut reader: R) -> Result<Self, LogError> {
+        let mut line = Vec::new();
+        let whole = read_line(&mut reader, &mut line, 1)?;
+        match parse_header(&line) {
+            Ok(recording) => Ok(Self {
+                reader,
+                recording,
+                line,
+                line_number: 1,
+                info: LogInfo::default(),
+            }),
+            Err(_) if !whole && looks_like_header(&line) => Err(LogError::NothingRecorded),
+            Err(error) => Err(error),
         }
-        let line = read_line(&mut source, 1)?;
-        let foreign = |error: serde_json::Error| ReadError::Foreign(error.to_string());
-        // The version first, on its own: a newer header may not fit ours at all.
-        let Probe { schema } = serde_json::from_slice(&line).map_err(foreign)?;
-        if schema.name != SCHEMA_NAME {
-            return Err(ReadError::Foreign(format!(
-                "it names itself `{}`",
-                schema.name
-            )));
-        }
-        if schema.version > SCHEMA_VERSION {
-            return Err(ReadError::Newer {
-                found: schema.version,
-            });
-        }
-        let header: Header = serde_json::from_slice(&line).map_err(foreign)?;
-        Ok(Self {
-            source,
-            recording: header.recording,
-            line: 1,
-            last_time: Timestamp(0),
-            state: State::Reading,
-        })
     }
 
-    /// What was recorded, how, and on what machine.
-    #[must_use]
+    /// What was recorded.
     pub fn recording(&self) -> &Recording {
         &self.recording
     }
 
-    /// The next event; `None` after the last one. Where the log breaks off, a notice that says so is the last one.
+    /// How much was read; complete once [`Self::next_event`] has returned `None`.
+    pub fn info(&self) -> LogInfo {
+        self.info
+    }
+
+    /// The next event; `None` at the end. A last line that breaks off is the end, too.
     ///
     /// # Errors
     ///
-    /// A line in the middle is damaged. A last line that is cut off is none: the log breaks off there.
-    pub fn next_event(&mut self) -> Result<Option<Event>, ReadError> {
-        if self.state != State::Reading {
-            return Ok(None);
-        }
-        self.line += 1;
-        let line = read_line(&mut self.source, self.line)?;
-        if line.is_empty() {
-            return Ok(Some(self.break_off("it has no closing line")));
-        }
-        match serde_json::from_slice::<Event>(&line) {
-            Ok(event) => {
-                self.last_time = event.time;
-                if matches!(event.kind, EventKind::RecordingEnded { .. }) {
-                    self.state = State::Complete;
+    /// The file cannot be read, or a line that is not the last one is no event.
+    pub fn next_event(&mut self) -> Result<Option<Event>, LogError> {
+        loop {
+            self.line_number += 1;
+            let whole = read_line(&mut self.reader, &mut self.line, self.line_number)?;
+            if self.line.trim_ascii().is_empty() {
+                if whole {
+                    continue;
                 }
-                Ok(Some(event))
+                return Ok(None);
             }
-            Err(_) if line.last() != Some(&b'\n') => {
-                Ok(Some(self.break_off("its last line is cut off")))
-            }
-            Err(error) => Err(ReadError::Damaged {
-                line: self.line,
-                cause: error.to_string(),
-            }),
+            return match serde_json::from_slice::<Event>(&self.line) {
+                Ok(event) => {
+                    self.info.events += 1;
+                    self.info.complete |= matches!(event.kind, EventKind::RecordingEnded { .. });
+                    Ok(Some(event))
+                }
+                Err(error) => self.bad_line(&error),
+            };
         }
     }
 
-    fn break_off(&mut self, how: &str) -> Event {
-        self.state = State::BrokenOff;
-        Event {
-            time: self.last_time,
-            pid: 0,
-            tid: 0,
-            space: SpaceId(0),
-            kind: EventKind::Notice(Notice {
-                code: NoticeCode::Incomplete,
-                message: format!(
-                    "the event log breaks off at line {} ({how}): breaktrace was killed, still writes it, or it was \
-                     cut; the figures hold up to there",
-                    self.line
-                ),
-            }),
+    /// A line that is no event: the end of a log that breaks off, if nothing follows.
+    fn bad_line(&mut self, error: &serde_json::Error) -> Result<Option<Event>, LogError> {
+        let line = self.line_number;
+        let rest = self
+            .reader
+            .fill_buf()
+            .map_err(|source| LogError::Unreadable { line, source })?;
+        if !rest.is_empty() {
+            return Err(LogError::Damaged {
+                line,
+                cause: without_position(error),
+            });
         }
+        self.info.cut_line = Some(line);
+        Ok(None)
     }
 }
 
-/// Reads a line with its end; empty at the end of the source.
-fn read_line(source: &mut impl BufRead, number: u64) -> Result<Vec<u8>, ReadError> {
-    let mut line = Vec::new();
-    source
-        .take(LONGEST_LINE)
-        .read_until(b'\n', &mut line)
-        .map_err(|cause| ReadError::Io {
-            line: number,
-            cause,
+/// Reads a line, without its newline. Whether there was one; nothing at all is an empty line without one.
+fn read_line(
+    reader: &mut impl BufRead,
+    line: &mut Vec<u8>,
+    line_number: u64,
+) -> Result<bool, LogError> {
+    line.clear();
+    reader
+        .by_ref()
+        .take(LONGEST_LINE + 1)
+        .read_until(b'\n', line)
+        .map_err(|source| LogError::Unreadable {
+            line: line_number,
+            source,
         })?;
-    if line.len() as u64 == LONGEST_LINE {
-        return Err(ReadError::Damaged {
-            line: number,
-            cause: format!("it is longer than {LONGEST_LINE} bytes"),
-        });
+    let whole = line.pop_if(|last| *last == b'\n').is_some();
+    if line.len() as u64 > LONGEST_LINE {
+        return Err(LogError::TooLong { line: line_number });
     }
-    Ok(line)
+    Ok(whole)
+}
+
+fn parse_header(line: &[u8]) -> Result<Recording, LogError> {
+    // The version is looked at first, on its own: a newer header may not fit our structure at all.
+    #[derive(Deserialize)]
+    struct Probe {
+        schema: serde_json::Value,
+    }
+    let foreign = |cause: String| LogError::Foreign { cause };
+    let probe: Probe =
+        serde_json::from_slice(line).map_err(|error| foreign(without_position(&error)))?;
+    let name = probe.schema.get("name").and_then(|name| name.as_str());
+    if name == Some(REPORT_SCHEMA_NAME) {
+        return Err(foreign("it is a breaktrace report".to_owned()));
+    }
+    if name != Some(SCHEMA_NAME) {
+        return Err(foreign(format!("its schema is not {SCHEMA_NAME}")));
+    }
+    match probe
+        .schema
+        .get("version")
+        .and_then(|version| version.as_u64())
+    {
+        Some(version) if version <= u64::from(SCHEMA_VERSION) => {}
+        Some(found) => return Err(LogError::Newer { found }),
+        None => return Err(foreign("its schema has no version".to_owned())),
+    }
+    serde_json::from_slice::<Header>(line)
+        .map(|header| header.recording)
+        .map_err(|error| foreign(without_position(&error)))
+}
+
+/// Whether this may be the beginning of a first line.
+fn looks_like_header(line: &[u8]) -> bool {
+    let beginning = format!(r#"{{"schema":{{"name":"{SCHEMA_NAME}""#);
+    let length = line.len().min(beginning.len());
+    line[..length] == beginning.as_bytes()[..length]
+}
+
+/// The message of an error without serde_json's own line number, which is always 1 here.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line 1 column ") {
+        Some(position) => format!("{} (column {})", &text[..position], error.column()),
+        None => text,
+    }
+}
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A report as JSON.
+    Report,
+    /// An event log.
+    EventLog,
+    /// Something else.
+    Unknown,
+}
+
+/// Tells reports and event logs apart by the first bytes of a file; some hundred are enough.
+#[must_use]
+pub fn sniff(beginning: &[u8]) -> FileKind {
+    let dense: Vec<u8> = beginning
+        .iter()
+        .copied()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
+    let begins =
+        |name: &str| dense.starts_with(format!(r#"{{"schema":{{"name":"{name}""#).as_bytes());
+    if begins(SCHEMA_NAME) {
+        FileKind::EventLog
+    } else if begins(REPORT_SCHEMA_NAME) {
+        FileKind::Report
+    } else {
+        FileKind::Unknown
+    }
 }
 
 #[cfg(test)]
@@ -325,23 +381,24 @@ mod tests {
     use crate::event::EndReason;
     use crate::event::Machine;
     use crate::event::Mode;
+    use crate::event::SpaceId;
     use crate::event::Stops;
-    use crate::units::Address;
+    use crate::units::Timestamp;
 
     fn recording() -> Recording {
         Recording {
-            mode: Mode::Run,
-            command: vec!["./main".into()],
-            pids: vec![7],
-            started_at_unix: 1,
+            mode: Mode::Attach,
+            command: Vec::new(),
+            pids: vec![1],
+            started_at_unix: 0,
             machine: Machine {
                 architecture: "x86_64".into(),
-                kernel: "6.18".into(),
+                kernel: "6.18.0".into(),
                 page_size: 4096,
             },
             capture: Capture {
-                stops: Stops::MemoryCalls,
-                follow: true,
+                stops: Stops::EveryCall,
+                follow: false,
                 no_aslr: false,
                 verify: false,
             },
@@ -351,22 +408,17 @@ mod tests {
     fn event(time: u64, kind: EventKind) -> Event {
         Event {
             time: Timestamp(time),
-            pid: 7,
-            tid: 7,
+            pid: 1,
+            tid: 1,
             space: SpaceId(1),
             kind,
         }
     }
 
     fn events() -> Vec<Event> {
-        let brk = |before, after| EventKind::Brk {
-            requested: Address(after),
-            before: Some(Address(before)),
-            after: Address(after),
-        };
         vec![
-            event(1, brk(0x1000, 0x22000)),
-            event(2, brk(0x22000, 0x43000)),
+            event(1, EventKind::ThreadStarted),
+            event(2, EventKind::ThreadEnded),
             event(
                 3,
                 EventKind::RecordingEnded {
@@ -376,95 +428,162 @@ mod tests {
         ]
     }
 
-    fn log() -> Vec<u8> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("events.jsonl");
+    /// The log of `events()`.
+    fn written() -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
         let mut log = EventLog::create(&path, &recording()).unwrap();
         for event in events() {
             log.write(&event).unwrap();
         }
-        std::fs::read(path).unwrap()
+        std::fs::read(&path).unwrap()
     }
 
-    fn read(bytes: &[u8]) -> Result<Vec<Event>, ReadError> {
-        let mut reader = Reader::new(bytes)?;
+    fn read(log: &[u8]) -> Result<(Vec<Event>, LogInfo), LogError> {
+        let mut reader = LogReader::open(log)?;
         let mut events = Vec::new();
         while let Some(event) = reader.next_event()? {
             events.push(event);
         }
-        Ok(events)
+        Ok((events, reader.info()))
+    }
+
+    fn message(log: &[u8]) -> String {
+        read(log).unwrap_err().to_string()
     }
 
     #[test]
-    fn what_was_written_is_read() {
-        let bytes = log();
-        assert_eq!(sniff(&bytes), Kind::EventLog);
-        assert_eq!(
-            Reader::new(bytes.as_slice()).unwrap().recording(),
-            &recording()
-        );
-        assert_eq!(read(&bytes).unwrap(), events());
-    }
-
-    #[test]
-    fn a_log_cut_anywhere_after_its_header_is_good_up_to_there_and_says_so() {
-        let bytes = log();
-        let header = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
-        for length in header..bytes.len() {
-            let events = read(&bytes[..length]).unwrap();
-            let last = events.last().unwrap();
-            let complete = matches!(last.kind, EventKind::RecordingEnded { .. });
-            let told = matches!(&last.kind, EventKind::Notice(notice) if notice.code == NoticeCode::Incomplete);
-            // The closing line lacks nothing but its line end at the very last cut.
-            assert!(
-                told || (complete && length == bytes.len() - 1),
-                "cut at {length}"
-            );
-        }
-        for length in 0..header - 1 {
-            assert!(
-                matches!(read(&bytes[..length]), Err(ReadError::Foreign(_))),
-                "cut at {length}"
-            );
-        }
-    }
-
-    #[test]
-    fn damage_in_the_middle_names_its_line() {
-        let text = String::from_utf8(log())
-            .unwrap()
-            .replacen("\"t\":2", "\"t\":x", 1);
-        match read(text.as_bytes()).unwrap_err() {
-            ReadError::Damaged { line, .. } => assert_eq!(line, 3),
-            other => panic!("{other}"),
-        }
-    }
-
-    #[test]
-    fn newer_and_foreign_files_are_refused_by_name() {
-        let newer = String::from_utf8(log())
-            .unwrap()
-            .replacen("\"version\":1", "\"version\":9", 1);
-        assert!(matches!(
-            read(newer.as_bytes()),
-            Err(ReadError::Newer { found: 9 })
+    fn a_log_is_read_as_it_was_written() {
+        let log = written();
+        assert!(log.starts_with(
+            br#"{"schema":{"name":"breaktrace.events","version":1},"tool":{"name":"breaktrace","#
         ));
-        for foreign in [
-            "",
-            "\n",
-            "{}\n",
-            "hello\n",
-            "{\"schema\":{\"name\":\"x\",\"version\":1}}\n",
+        assert_eq!(log.iter().filter(|&&byte| byte == b'\n').count(), 4);
+        let (found, info) = read(&log).unwrap();
+        assert_eq!(found, events());
+        assert_eq!(
+            info,
+            LogInfo {
+                events: 3,
+                complete: true,
+                cut_line: None
+            }
+        );
+    }
+
+    #[test]
+    fn every_line_is_there_as_soon_as_it_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut log = EventLog::create(&path, &recording()).unwrap();
+        for (index, event) in events().iter().enumerate() {
+            log.write(event).unwrap();
+            let (found, _) = read(&std::fs::read(&path).unwrap()).unwrap();
+            assert_eq!(found.len(), index + 1);
+        }
+    }
+
+    #[test]
+    fn a_log_that_breaks_off_is_good_up_to_there() {
+        let log = written();
+        let (found, info) = read(&log[..log.len() - 5]).unwrap();
+        assert_eq!(found, events()[..2]);
+        assert_eq!((info.complete, info.cut_line), (false, Some(4)));
+        // Only the newline is missing.
+        let (found, info) = read(&log[..log.len() - 1]).unwrap();
+        assert_eq!(found.len(), 3);
+        assert!(info.complete);
+        // Cut between two lines.
+        let last = log[..log.len() - 1]
+            .iter()
+            .rposition(|&b| b == b'\n')
+            .unwrap();
+        let (found, info) = read(&log[..=last]).unwrap();
+        assert_eq!(found.len(), 2);
+        assert_eq!((info.complete, info.cut_line), (false, None));
+        // A blank line changes nothing.
+        let (_, info) = read(&[&log[..], b"\n"].concat()).unwrap();
+        assert!(info.complete);
+    }
+
+    #[test]
+    fn a_damaged_line_in_the_middle_is_named() {
+        let text = String::from_utf8(written()).unwrap();
+        let damaged = text.replace("\"thread_started\"", "\"thread_stXrted\"");
+        let message = message(damaged.as_bytes());
+        assert!(message.starts_with("line 2 is damaged: "), "{message}");
+        assert!(message.contains("head -n 1 FILE"), "{message}");
+    }
+
+    #[test]
+    fn foreign_files_are_told_apart() {
+        for (text, cause) in [
+            ("hello\nworld\n", "expected value (column 1)"),
+            ("{\"a\":1}\n", "missing field `schema`"),
+            (
+                "{\"schema\":{\"name\":\"x\",\"version\":1}}\n",
+                "its schema is not breaktrace.events",
+            ),
+            (
+                "{\"schema\":{\"name\":\"breaktrace.report\",\"version\":1}}\n",
+                "it is a breaktrace report",
+            ),
+            ("\u{0}\u{1}\n", "expected value"),
         ] {
+            let message = message(text.as_bytes());
+            assert!(message.starts_with("line 1 is not"), "{message}");
+            assert!(message.contains(cause), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_newer_log_is_refused_with_both_versions() {
+        let text = String::from_utf8(written()).unwrap();
+        let newer = text.replacen("\"version\":1", "\"version\":2", 1);
+        let message = message(newer.as_bytes());
+        assert!(
+            message.contains("version 2") && message.contains("up to version 1"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_log_without_its_first_line_holds_nothing() {
+        let log = written();
+        for length in [0, 1, 20, 60] {
             assert!(
-                matches!(read(foreign.as_bytes()), Err(ReadError::Foreign(_))),
-                "{foreign:?}"
+                matches!(read(&log[..length]), Err(LogError::NothingRecorded)),
+                "{length}"
             );
         }
-        assert_eq!(sniff(b"{}"), Kind::Unknown);
-        assert_eq!(
-            sniff(b"{\n  \"schema\": {\n    \"name\": \"breaktrace.report\""),
-            Kind::Report
-        );
+    }
+
+    #[test]
+    fn an_endless_line_is_refused_without_keeping_it() {
+        let mut reader = std::io::BufReader::new(std::io::repeat(b'x'));
+        let mut line = Vec::new();
+        assert!(matches!(
+            read_line(&mut reader, &mut line, 7),
+            Err(LogError::TooLong { line: 7 })
+        ));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let error = EventLog::create(Path::new("/dev/full"), &recording()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn logs_and_reports_are_told_apart_by_their_beginning() {
+        let log = written();
+        assert_eq!(sniff(&log), FileKind::EventLog);
+        assert_eq!(sniff(&log[..64]), FileKind::EventLog);
+        let report =
+            b"{\n  \"schema\": {\n    \"name\": \"breaktrace.report\",\n    \"version\": 1\n  },";
+        assert_eq!(sniff(report), FileKind::Report);
+        assert_eq!(REPORT_SCHEMA_NAME, crate::report::SCHEMA_NAME);
+        assert_eq!(sniff(b"\x7fELF"), FileKind::Unknown);
+        assert_eq!(sniff(b""), FileKind::Unknown);
     }
 }

@@ -12,11 +12,13 @@ use super::args;
 use super::output;
 use super::output::Outputs;
 use crate::event_log;
-use crate::event_log::Kind;
-use crate::event_log::Reader;
-use crate::model::Recorder;
+use crate::event_log::FileKind;
+use crate::model;
 use crate::report;
 use crate::report::Report;
+
+/// Larger files are no reports, and would only fill the memory (`breaktrace report /dev/zero`).
+const LARGEST_REPORT: u64 = 256 << 20;
 
 /// `breaktrace report`.
 pub(super) fn report(arguments: args::Report) -> Result<Ending, Failure> {
@@ -45,27 +47,30 @@ fn read(path: &Path) -> Result<Report, Failure> {
         .read_to_end(&mut head)
         .map_err(cannot_read)?;
     match event_log::sniff(&head) {
-        Kind::EventLog => {
+        FileKind::EventLog => {
             file.rewind().map_err(cannot_read)?;
-            replay(path, BufReader::with_capacity(1 << 20, file))
+            let recorder = model::replay(BufReader::with_capacity(1 << 20, file))
+                .map_err(|error| unreadable(path, &error, None))?;
+            Ok(recorder.report())
         }
-        Kind::Report | Kind::Unknown => {
+        FileKind::Report | FileKind::Unknown => {
             let mut bytes = head;
-            file.read_to_end(&mut bytes).map_err(cannot_read)?;
+            file.take(LARGEST_REPORT)
+                .read_to_end(&mut bytes)
+                .map_err(cannot_read)?;
+            if bytes.len() as u64 >= LARGEST_REPORT {
+                return Err(Failure::new(format!(
+                    "cannot show `{}`: it is larger than any report",
+                    path.display()
+                ))
+                .hint(
+                    "event logs may be as large as they like; they begin with their schema's name",
+                ));
+            }
             let text = String::from_utf8_lossy(&bytes);
             report::from_json(&text).map_err(|error| unreadable(path, &error, error.hint()))
         }
     }
-}
-
-fn replay(path: &Path, log: impl std::io::BufRead) -> Result<Report, Failure> {
-    let refused = |error: event_log::ReadError| unreadable(path, &error, error.hint());
-    let mut reader = Reader::new(log).map_err(refused)?;
-    let mut recorder = Recorder::new(reader.recording().clone());
-    while let Some(event) = reader.next_event().map_err(refused)? {
-        recorder.record(&event);
-    }
-    Ok(recorder.report())
 }
 
 fn unreadable(path: &Path, error: &dyn std::error::Error, hint: Option<String>) -> Failure {

@@ -1,12 +1,15 @@
-//! One address space: its break, its mappings, and what became of them.
+//! One address space: its break, its regions, and what the calls of all its threads did to them.
 
 use super::calls::Call;
 use super::calls::CallCounts;
-use super::comparison;
+use super::check;
+use super::check::Class;
 use super::layout;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
 use super::program_break::ProgramBreak;
+use super::programs::ProgramId;
+use super::programs::Programs;
 use super::regions::Kind;
 use super::regions::Regions;
 use super::regions::Remap;
@@ -16,6 +19,8 @@ use super::steps::StepLog;
 use super::timeline::Sizes;
 use super::timeline::Timeline;
 use crate::event::Advice;
+use crate::event::CallResult;
+use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::MapFlags;
 use crate::event::MemoryFigures;
@@ -24,10 +29,9 @@ use crate::event::RemapFlags;
 use crate::event::Snapshot;
 use crate::event::SnapshotReason;
 use crate::event::SpaceId;
-use crate::mapping::Mapping;
-use crate::mapping::MappingKind;
 use crate::report::AnonymousReport;
 use crate::report::Checks;
+use crate::report::Difference;
 use crate::report::LayoutSegment;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
@@ -37,18 +41,24 @@ use crate::units::Address;
 use crate::units::Timestamp;
 use crate::units::page_up;
 
-/// Differences that are kept in words; further ones are only counted.
+/// Most differences kept in words.
 const MOST_DIFFERENCES: usize = 16;
 
-/// Anonymous memory, as counted so far.
-#[derive(Clone, Debug, Default)]
+/// Size of a huge page where a call does not say (x86-64, and aarch64 with 4 KiB pages).
+const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
+
+/// Who called, and when.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    time: Timestamp,
+    tid: u32,
+}
+
+/// Counters of the anonymous memory of an address space.
+#[derive(Clone, Copy, Debug, Default)]
 struct Anonymous {
     start_bytes: u64,
     peak_bytes: u64,
-    /// Last, for address spaces whose regions are gone.
-    end_bytes: u64,
-    reserved_bytes: u64,
-    areas: u64,
     grow_calls: u64,
     grown_bytes: u64,
     shrink_calls: u64,
@@ -57,110 +67,172 @@ struct Anonymous {
     lazily_freed_bytes: u64,
 }
 
-/// What takes room and is dropped where there are too many address spaces.
-#[derive(Clone, Debug, Default)]
-struct Detail {
-    timeline: Timeline,
-    break_steps: StepLog,
-    anonymous_steps: StepLog,
-    layout: Vec<LayoutSegment>,
+/// How much anonymous memory there is.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    usable_bytes: u64,
+    reserved_bytes: u64,
+    areas: u64,
 }
 
-/// An address space and its story so far.
-#[derive(Clone, Debug)]
+/// What only a limited number of address spaces keep.
+#[derive(Debug, Default)]
+struct Detail {
+    break_steps: StepLog,
+    anonymous_steps: StepLog,
+    timeline: Timeline,
+    layout: Vec<LayoutSegment>,
+    /// The layout is that of the end: later snapshots do not replace it.
+    layout_is_final: bool,
+}
+
+/// Where an address space stands between its first event and its last.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Live,
+    /// Its last process has gone; the regions are forgotten, and this is what they were.
+    Ended(Timestamp, Extent),
+}
+
+/// What is known of the regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    /// Nothing but what calls since then told: the next snapshot tells the rest.
+    CallsOnly,
+    /// They are the parent's at the time of the fork, and no call was made since: a snapshot knows better.
+    Copied,
+    /// They are complete, and a snapshot is a check.
+    Complete,
+    /// A call was made that nobody understood: the next snapshot tells, and cannot be a check.
+    Outdated,
+}
+
+/// One address space.
+#[derive(Debug)]
 pub(super) struct AddressSpace {
-    id: SpaceId,
-    pid: u32,
-    program: String,
-    arguments: Vec<String>,
-    origin: SpaceOrigin,
-    started: Timestamp,
-    ended: Option<Timestamp>,
+    pub(super) id: SpaceId,
+    pub(super) origin: SpaceOrigin,
+    pub(super) program: ProgramId,
+    /// The process it belongs to: the first one.
+    pub(super) pid: u32,
+    /// Whether a process ever joined it, rather than an event merely naming it.
+    pub(super) joined: bool,
+    /// Processes in it now.
+    pub(super) members: u32,
+    pub(super) program_break: ProgramBreak,
     page_size: u64,
-    /// A snapshot, or the fork, has told what was there before the first call.
-    has_baseline: bool,
-    has_calls: bool,
-    program_break: ProgramBreak,
-    break_moves: u64,
+    started: Timestamp,
+    state: State,
+    knowledge: Knowledge,
     regions: Regions,
     anonymous: Anonymous,
-    anonymous_moves: u64,
-    calls: CallCounts,
-    memory_at_start: Option<MemoryFigures>,
-    memory_at_end: Option<MemoryFigures>,
+    pub(super) calls: CallCounts,
+    /// At the first snapshot and at the last.
+    memory: Option<(MemoryFigures, MemoryFigures)>,
     checks: Checks,
-    /// Of the last snapshot that is fit to be drawn.
-    mappings: Vec<Mapping>,
     detail: Option<Box<Detail>>,
 }
 
-/// Who an address space belongs to, and how it came to be.
-#[derive(Debug)]
+/// What an address space is called and where it comes from.
 pub(super) struct Birth {
     pub(super) id: SpaceId,
-    pub(super) pid: u32,
-    pub(super) program: String,
-    pub(super) arguments: Vec<String>,
     pub(super) origin: SpaceOrigin,
+    pub(super) program: ProgramId,
+    pub(super) pid: u32,
     pub(super) time: Timestamp,
     pub(super) page_size: u64,
 }
 
 impl AddressSpace {
+    /// An address space of which nothing is known yet.
     pub(super) fn new(birth: Birth) -> Self {
         Self {
             id: birth.id,
-            pid: birth.pid,
-            program: birth.program,
-            arguments: birth.arguments,
             origin: birth.origin,
-            started: birth.time,
-            ended: None,
-            page_size: birth.page_size,
-            has_baseline: false,
-            has_calls: false,
+            program: birth.program,
+            pid: birth.pid,
+            joined: false,
+            members: 0,
             program_break: ProgramBreak::default(),
-            break_moves: 0,
+            page_size: birth.page_size,
+            started: birth.time,
+            state: State::Live,
+            knowledge: Knowledge::CallsOnly,
             regions: Regions::default(),
             anonymous: Anonymous::default(),
-            anonymous_moves: 0,
             calls: CallCounts::default(),
-            memory_at_start: None,
-            memory_at_end: None,
+            memory: None,
             checks: Checks::default(),
-            mappings: Vec::new(),
             detail: Some(Box::default()),
         }
     }
 
-    /// Takes over what fork(2) copies.
-    pub(super) fn copy_from(&mut self, parent: &Self) {
-        self.program_break = parent.program_break.forked();
+    /// Takes over what fork(2) copied from another address space, unless more is known already.
+    pub(super) fn copy_from(&mut self, parent: &Self, time: Timestamp) {
+        let untouched = self.knowledge == Knowledge::CallsOnly && self.calls.report().is_empty();
+        if !untouched || !parent.is_live() || parent.knowledge == Knowledge::CallsOnly {
+            return;
+        }
         self.regions = parent.regions.clone();
-        self.has_baseline = parent.has_baseline;
-        self.anonymous.start_bytes = self.regions.usable_bytes();
-        self.anonymous.peak_bytes = self.regions.usable_bytes();
-        self.note_sizes(self.started, None);
+        self.program_break = parent.program_break.forked();
+        self.knowledge = match parent.knowledge {
+            Knowledge::Outdated => Knowledge::Outdated,
+            _ => Knowledge::Copied,
+        };
+        self.begin_anonymous();
+        self.note(time, None);
     }
 
-    pub(super) fn id(&self) -> SpaceId {
-        self.id
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.state, State::Live)
     }
 
-    pub(super) fn origin(&self) -> SpaceOrigin {
-        self.origin
+    /// The last process has left. The regions go, since nothing can happen to them any more.
+    pub(super) fn end(&mut self, time: Timestamp) {
+        if !self.is_live() {
+            return;
+        }
+        self.state = State::Ended(time, self.extent());
+        self.regions.clear();
+        if let Some(detail) = &mut self.detail {
+            detail.break_steps.shrink();
+            detail.anonymous_steps.shrink();
+            detail.timeline.shrink();
+        }
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.is_some()
+    /// A process has joined after all: its start was seen later than the end of the others.
+    pub(super) fn revive(&mut self) {
+        if !self.is_live() {
+            self.state = State::Live;
+            self.knowledge = Knowledge::CallsOnly;
+        }
     }
 
-    pub(super) fn calls(&self) -> &CallCounts {
-        &self.calls
+    /// Keeps the counters, and of the differences the first.
+    pub(super) fn drop_detail(&mut self) {
+        self.detail = None;
+        self.checks.differences.truncate(1);
+        self.checks.differences.shrink_to_fit();
     }
 
-    pub(super) fn program_break(&self) -> &ProgramBreak {
-        &self.program_break
+    pub(super) fn has_detail(&self) -> bool {
+        self.detail.is_some()
+    }
+
+    /// The largest size of heap and anonymous memory, as a measure of how much it deserves detail.
+    pub(super) fn peak_bytes(&self) -> u64 {
+        self.program_break
+            .peak()
+            .unwrap_or_default()
+            .saturating_add(self.anonymous.peak_bytes)
+    }
+
+    /// By how much break and anonymous memory grew.
+    pub(super) fn grown_bytes(&self) -> u64 {
+        self.program_break
+            .grown_bytes()
+            .saturating_add(self.anonymous.grown_bytes)
     }
 
     pub(super) fn anonymous_grown_bytes(&self) -> u64 {
@@ -171,420 +243,111 @@ impl AddressSpace {
         self.anonymous.shrunk_bytes
     }
 
-    /// Bytes by which break and anonymous memory grew.
-    pub(super) fn grown_bytes(&self) -> u64 {
-        self.program_break
-            .grown_bytes()
-            .saturating_add(self.anonymous.grown_bytes)
+    #[cfg(test)]
+    pub(super) fn region_count(&self) -> usize {
+        self.regions.iter().count()
     }
 
-    /// Largest sizes of break and anonymous memory, added up.
-    pub(super) fn peak_bytes(&self) -> u64 {
-        self.program_break
-            .peak()
-            .unwrap_or(0)
-            .saturating_add(self.anonymous.peak_bytes)
-    }
-
-    /// Nobody uses it any more.
-    pub(super) fn end(&mut self, time: Timestamp) {
-        self.ended = Some(time);
-        self.anonymous.end_bytes = self.regions.usable_bytes();
-        self.anonymous.reserved_bytes = self.regions.reserved_bytes();
-        self.anonymous.areas = self.regions.usable_areas();
-        let layout = self.layout();
-        self.regions.clear();
-        self.mappings = Vec::new();
-        if let Some(detail) = &mut self.detail {
-            detail.layout = layout;
-            detail.timeline.shrink();
-            detail.break_steps.shrink();
-            detail.anonymous_steps.shrink();
+    fn extent(&self) -> Extent {
+        match self.state {
+            State::Live => Extent {
+                usable_bytes: self.regions.usable_bytes(),
+                reserved_bytes: self.regions.reserved_bytes(),
+                areas: self.regions.usable_areas(),
+            },
+            State::Ended(_, extent) => extent,
         }
     }
 
-    /// Keeps the counters only.
-    pub(super) fn drop_detail(&mut self) {
-        self.detail = None;
-    }
-
-    /// Applies an event that concerns this address space.
-    pub(super) fn apply(&mut self, time: Timestamp, tid: u32, kind: &EventKind) {
-        match kind {
-            EventKind::Brk { .. } => self.brk(time, tid, kind),
-            EventKind::Mmap { .. } => self.mmap(time, tid, kind),
+    /// Accounts for a memory call; other events are none of its business.
+    pub(super) fn record_call(&mut self, event: &Event) {
+        let moment = Moment {
+            time: event.time,
+            tid: event.tid,
+        };
+        match &event.kind {
+            EventKind::Brk {
+                requested,
+                before,
+                after,
+            } => self.brk(
+                moment,
+                BrkCall {
+                    requested: *requested,
+                    before: *before,
+                    after: *after,
+                },
+            ),
+            EventKind::Mmap {
+                length,
+                protection,
+                flags,
+                result,
+                ..
+            } => self.mmap(moment, *length, *protection, *flags, *result),
             EventKind::Munmap {
                 address,
                 length,
                 result,
+            } => self.munmap(moment, self.pages(*address, *length), *result),
+            EventKind::Mremap {
+                address,
+                old_length,
+                new_length,
+                flags,
+                result,
+                ..
             } => {
-                let span = self.span(*address, *length);
-                self.change(time, tid, Call::Munmap, result.is_done(), span, |regions| {
-                    regions.unmap(span)
-                });
+                let old = self.pages(*address, *old_length);
+                self.mremap(moment, old, *new_length, *flags, *result);
             }
-            EventKind::Mremap { .. } => self.mremap(time, tid, kind),
             EventKind::Mprotect {
                 address,
                 length,
                 protection,
                 result,
             } => {
-                let span = self.span(*address, *length);
-                let usable = is_usable(*protection);
-                self.change(
-                    time,
-                    tid,
-                    Call::Mprotect,
-                    result.is_done(),
-                    span,
-                    |regions| {
-                        regions.protect(span, usable);
-                    },
-                );
+                let span = self.pages(*address, *length);
+                self.mprotect(moment, span, *protection, *result);
             }
             EventKind::Madvise {
                 address,
                 length,
                 advice,
                 result,
-            } => self.madvise(*address, *length, *advice, result.is_done()),
-            EventKind::Shmat { length, result, .. } => {
-                let base = result.done();
-                let span = base
-                    .zip(*length)
-                    .map(|(base, length)| self.span(base, length));
-                let span = span.unwrap_or(Span::of(Address(0), 0));
-                self.change(time, tid, Call::Shmat, result.is_done(), span, |regions| {
-                    regions.map(span, Kind::Attachment { base: span.start });
-                });
-            }
-            EventKind::Shmdt { address, result } => {
-                let base = *address;
-                self.change(
-                    time,
-                    tid,
-                    Call::Shmdt,
-                    result.is_done(),
-                    Span::of(base, 0),
-                    |regions| {
-                        regions.detach(base);
-                    },
-                );
-            }
+            } => self.madvise(self.pages(*address, *length), *advice, *result),
+            EventKind::Shmat { length, result, .. } => self.shmat(moment, *length, *result),
+            EventKind::Shmdt { address, result } => self.shmdt(moment, *address, *result),
             EventKind::RemapFilePages { result, .. } => {
-                self.calls.count(Call::RemapFilePages, result.is_done())
+                self.begin_call(Call::RemapFilePages, result.is_done());
             }
             EventKind::MapShadowStack { length, result } => {
-                let span = self.span(result.done().unwrap_or_default(), *length);
-                self.change(
-                    time,
-                    tid,
-                    Call::MapShadowStack,
-                    result.is_done(),
-                    span,
-                    |regions| {
-                        regions.map(span, Kind::USABLE);
-                    },
-                );
+                self.map_shadow_stack(moment, *length, *result);
             }
-            EventKind::Snapshot(snapshot) => self.snapshot(time, snapshot),
-            EventKind::ProcessStarted { .. }
-            | EventKind::ThreadStarted
-            | EventKind::ThreadEnded
-            | EventKind::Exec { .. }
-            | EventKind::ProcessEnded { .. }
-            | EventKind::NotDecoded { .. }
-            | EventKind::Notice(_)
-            | EventKind::RecordingEnded { .. } => {}
+            EventKind::NotDecoded { .. } => self.not_decoded(),
+            _ => {}
         }
     }
 
-    fn span(&self, start: Address, length: u64) -> Span {
-        Span::of(start, page_up(length, self.page_size))
-    }
-
-    fn brk(&mut self, time: Timestamp, tid: u32, kind: &EventKind) {
-        let EventKind::Brk {
-            requested,
-            before,
-            after,
-        } = *kind
-        else {
-            return;
-        };
-        self.has_calls = true;
-        let effect = self.program_break.call(BrkCall {
-            requested,
-            before,
-            after,
-        });
-        self.calls.count(Call::Brk, effect != BrkEffect::Refused);
-        let BrkEffect::MovedFrom(from) = effect else {
-            return;
-        };
-        let (low, high) = (from.min(after), from.max(after));
-        let moved = Span {
-            start: low.page_up(self.page_size),
-            end: high.page_up(self.page_size),
-        };
-        if after > from {
-            self.regions.map(moved, Kind::Heap);
-        } else {
-            self.regions.unmap(moved);
-        }
-        self.break_moves += 1;
-        let step = Step {
-            time,
-            tid,
-            call: Call::Brk,
-            delta: after.offset_from(from),
-            after: self.program_break.size().unwrap_or(0),
-            from,
-            to: after,
-        };
-        if let Some(detail) = &mut self.detail {
-            detail.break_steps.push(step);
-        }
-        self.note_sizes(time, None);
-    }
-
-    fn mmap(&mut self, time: Timestamp, tid: u32, kind: &EventKind) {
-        let EventKind::Mmap {
-            length,
-            protection,
-            flags,
-            result,
-            ..
-        } = kind
-        else {
-            return;
-        };
-        let length = page_up(*length, self.page_size.max(huge_page_size(*flags)));
-        let span = Span::of(result.done().unwrap_or_default(), length);
-        let kind = if flags.is_private_anonymous() {
-            Kind::Anonymous {
-                usable: is_usable(*protection),
-                grows_down: flags.contains(MapFlags::GROWSDOWN),
-            }
-        } else {
-            Kind::Other
-        };
-        self.change(time, tid, Call::Mmap, result.is_done(), span, |regions| {
-            regions.map(span, kind)
-        });
-    }
-
-    fn mremap(&mut self, time: Timestamp, tid: u32, kind: &EventKind) {
-        let EventKind::Mremap {
-            address,
-            old_length,
-            new_length,
-            flags,
-            result,
-            ..
-        } = kind
-        else {
-            return;
-        };
-        let old = self.span(*address, *old_length);
-        let new = self.span(result.done().unwrap_or_default(), *new_length);
-        let keep_old = flags.contains(RemapFlags::DONTUNMAP);
-        let duplicate = *old_length == 0;
-        let at_source = self.regions.at(*address).map(|region| region.kind);
-        self.change(time, tid, Call::Mremap, result.is_done(), new, |regions| {
-            if duplicate {
-                // A second view of shared memory (mremap(2)).
-                regions.map(new, at_source.unwrap_or(Kind::Other));
-            } else {
-                regions.remap(Remap { old, new, keep_old });
-            }
-        });
-    }
-
-    fn madvise(&mut self, address: Address, length: u64, advice: Advice, succeeded: bool) {
-        self.has_calls = true;
-        self.calls.count(Call::Madvise, succeeded);
-        let lazily = advice == Advice::FREE;
-        let at_once = matches!(
-            advice,
-            Advice::DONTNEED | Advice::DONTNEED_LOCKED | Advice::REMOVE
-        );
-        if !succeeded || !(lazily || at_once) {
-            return;
-        }
-        for piece in self.regions.pieces(self.span(address, length)) {
-            let bytes = piece.span.bytes();
-            match piece.kind {
-                Kind::Heap => add(&mut self.program_break.advised_bytes, bytes),
-                Kind::Anonymous { .. } if lazily => {
-                    add(&mut self.anonymous.lazily_freed_bytes, bytes)
-                }
-                Kind::Anonymous { .. } => add(&mut self.anonymous.dontneed_bytes, bytes),
-                _ => {}
-            }
-        }
-    }
-
-    /// Counts a call and, if it succeeded, applies what it did to the regions.
-    fn change(
-        &mut self,
-        time: Timestamp,
-        tid: u32,
-        call: Call,
-        succeeded: bool,
-        span: Span,
-        apply: impl FnOnce(&mut Regions),
-    ) {
-        self.has_calls = true;
+    /// Counts a call. Whether it may have an effect: not when it failed, and not after the end, when the regions are
+    /// gone.
+    fn begin_call(&mut self, call: Call, succeeded: bool) -> bool {
         self.calls.count(call, succeeded);
-        if !succeeded {
-            return;
+        if self.knowledge == Knowledge::Copied {
+            self.knowledge = Knowledge::Complete;
         }
-        let before = self.regions.usable_bytes();
-        apply(&mut self.regions);
-        let after = self.regions.usable_bytes();
-        if after == before {
-            return;
-        }
-        if after > before {
-            self.anonymous.grow_calls += 1;
-            add(&mut self.anonymous.grown_bytes, after - before);
-        } else {
-            self.anonymous.shrink_calls += 1;
-            add(&mut self.anonymous.shrunk_bytes, before - after);
-        }
-        self.anonymous.peak_bytes = self.anonymous.peak_bytes.max(after);
-        self.anonymous_moves += 1;
-        let step = Step {
-            time,
-            tid,
-            call,
-            delta: after.wrapping_sub(before).cast_signed(),
-            after,
-            from: span.start,
-            to: span.end,
-        };
-        if let Some(detail) = &mut self.detail {
-            detail.anonymous_steps.push(step);
-        }
-        self.note_sizes(time, None);
+        succeeded && self.is_live()
     }
 
-    fn note_sizes(&mut self, time: Timestamp, resident_bytes: Option<u64>) {
-        let sizes = Sizes {
-            break_bytes: self.program_break.size().unwrap_or(0),
-            anonymous_bytes: self.regions.usable_bytes(),
-            resident_bytes,
-        };
-        if let Some(detail) = &mut self.detail {
-            detail.timeline.note(time, sizes);
-        }
+    /// The pages that a range touches. The kernel wants most addresses aligned and rounds lengths up.
+    fn pages(&self, address: Address, length: u64) -> Span {
+        Span::of(
+            address.page_down(self.page_size),
+            page_up(length, self.page_size),
+        )
     }
 
-    fn snapshot(&mut self, time: Timestamp, snapshot: &Snapshot) {
-        if let Some(start) = snapshot.heap_start {
-            self.program_break.learn_start(start);
-        }
-        if let Some(memory) = snapshot.memory {
-            self.memory_at_start.get_or_insert(memory);
-            self.memory_at_end = Some(memory);
-        }
-        if snapshot.heap_pages.is_some() {
-            self.program_break.pages = snapshot.heap_pages;
-        }
-        let replaces_copy = snapshot.reason == SnapshotReason::Start && !self.has_calls;
-        if !self.has_baseline || replaces_copy {
-            self.take_as_baseline(snapshot);
-        } else if snapshot.calls_under_way == 0 {
-            self.check(time, &snapshot.mappings);
-            self.adopt(&snapshot.mappings);
-        } else if snapshot.reason == SnapshotReason::Resync {
-            self.checks.skipped += 1;
-            self.adopt(&snapshot.mappings);
-        } else {
-            self.checks.skipped += 1;
-        }
-        if snapshot.reason != SnapshotReason::Verify {
-            self.mappings.clone_from(&snapshot.mappings);
-        }
-        self.note_sizes(time, snapshot.memory.map(|memory| memory.resident_bytes));
-    }
-
-    fn take_as_baseline(&mut self, snapshot: &Snapshot) {
-        self.has_baseline = true;
-        let heap_end = heap_end(&snapshot.mappings);
-        if self.program_break.end().is_none() {
-            match (snapshot.reason, snapshot.heap_start) {
-                // A program begins with its break at the start of its heap (fs/binfmt_elf.c).
-                (SnapshotReason::Start, Some(start)) if heap_end.is_none() => {
-                    self.program_break.learn_first(start, true);
-                }
-                (_, start) => {
-                    if let Some(end) = heap_end.or(start) {
-                        self.program_break.learn_first(end, false);
-                    }
-                }
-            }
-        }
-        self.adopt(&snapshot.mappings);
-        self.anonymous.start_bytes = self.regions.usable_bytes();
-        self.anonymous.peak_bytes = self.anonymous.peak_bytes.max(self.regions.usable_bytes());
-    }
-
-    /// Compares what the events add up to with what `/proc` shows.
-    fn check(&mut self, time: Timestamp, mappings: &[Mapping]) {
-        self.checks.made += 1;
-        let differences = comparison::differences(&self.regions, mappings, self.heap());
-        if differences.is_empty() {
-            return;
-        }
-        self.checks.differing += 1;
-        let room = MOST_DIFFERENCES.saturating_sub(self.checks.differences.len());
-        let told = differences
-            .into_iter()
-            .take(room)
-            .map(|difference| difference.tell(time));
-        self.checks.differences.extend(told);
-    }
-
-    /// Takes the state of the mappings from `/proc`.
-    fn adopt(&mut self, mappings: &[Mapping]) {
-        let heap = self.heap();
-        let found = heap_end(mappings);
-        if let Some(end) = found
-            && heap.is_none_or(|heap| {
-                end < heap.end || (end > heap.end && self.regions.at(heap.end).is_none())
-            })
-        {
-            self.program_break.correct(end);
-        }
-        let heap = self.heap();
-        let growing: Vec<Span> = self
-            .regions
-            .iter()
-            .filter(|region| region.kind.grows_by_itself() && region.kind != Kind::Stack)
-            .map(|region| region.span)
-            .collect();
-        self.regions.clear();
-        for mapping in mappings {
-            for (span, kind) in comparison::pieces(mapping, heap) {
-                self.regions.map(span, kind);
-            }
-        }
-        for span in growing {
-            self.regions.change(span, |kind| match kind {
-                Kind::Anonymous { usable, .. } => Kind::Anonymous {
-                    usable,
-                    grows_down: true,
-                },
-                other => other,
-            });
-        }
-        self.anonymous.peak_bytes = self.anonymous.peak_bytes.max(self.regions.usable_bytes());
-    }
-
-    /// The pages of the heap, where both its ends are known.
+    /// Where the heap is, in whole pages; `None` while not known.
     fn heap(&self) -> Option<Span> {
         Some(Span {
             start: self.program_break.start()?.page_up(self.page_size),
@@ -592,105 +355,561 @@ impl AddressSpace {
         })
     }
 
-    fn layout(&self) -> Vec<LayoutSegment> {
-        let heap = self.program_break.start().zip(self.program_break.end());
-        layout::segments(&self.mappings, &self.program, heap)
+    fn brk(&mut self, moment: Moment, call: BrkCall) {
+        let refused = call.requested != Address(0) && call.after != call.requested;
+        self.begin_call(Call::Brk, !refused);
+        if !self.is_live() {
+            return;
+        }
+        let told = self.tell_heap_from_neighbours(call);
+        let usable_before = self.regions.usable_bytes();
+        let page_end_before = told
+            .or(self.program_break.end())
+            .or(call.before)
+            .or(self.program_break.start())
+            .unwrap_or(call.after)
+            .page_up(self.page_size);
+        let effect = self.program_break.call(call);
+        let page_end_after = call.after.page_up(self.page_size);
+        let risen = Span {
+            start: page_end_before,
+            end: page_end_after,
+        };
+        let fallen = Span {
+            start: page_end_after,
+            end: page_end_before,
+        };
+        self.regions.map(risen, Kind::Heap);
+        self.regions.unmap(fallen);
+        if let BrkEffect::MovedFrom(from) = effect {
+            self.add_break_step(moment, from, call.after);
+        }
+        let moved = if risen.is_empty() { fallen } else { risen };
+        self.settle(moment, Call::Brk, moved, usable_before);
     }
 
-    pub(super) fn report(&self) -> SpaceReport {
+    /// A break known to the page only, from the end of `[heap]`, may have been too high: the kernel merges anonymous
+    /// memory that lies above it. The call tells where it really was; what lies above is such memory. Returns where
+    /// that is; `None` when the break was known well enough.
+    fn tell_heap_from_neighbours(&mut self, call: BrkCall) -> Option<Address> {
+        let told = match call.before {
+            Some(before) => before,
+            None if call.after != call.requested => call.after,
+            None => return None,
+        };
+        let assumed = self.program_break.end()?;
+        if self.program_break.is_exact() || told >= assumed {
+            return None;
+        }
+        let above = Span {
+            start: told.page_up(self.page_size),
+            end: assumed.page_up(self.page_size),
+        };
+        let usable_before = self.regions.usable_bytes();
+        self.regions.change(above, heap_to_anonymous);
+        self.adjust_start(usable_before);
+        Some(told)
+    }
+
+    fn add_break_step(&mut self, moment: Moment, from: Address, to: Address) {
+        let after = self.program_break.size().unwrap_or_default();
+        if let Some(detail) = &mut self.detail {
+            detail.break_steps.push(Step {
+                time: moment.time,
+                tid: moment.tid,
+                call: Call::Brk,
+                delta: to.offset_from(from),
+                after,
+                from,
+                to,
+            });
+        }
+    }
+
+    fn mmap(
+        &mut self,
+        moment: Moment,
+        length: u64,
+        protection: Protection,
+        flags: MapFlags,
+        result: CallResult<Address>,
+    ) {
+        let effective = self.begin_call(Call::Mmap, result.is_done());
+        let Some(address) = result.done().filter(|_| effective) else {
+            return;
+        };
+        let kind = if flags.is_private_anonymous() {
+            Kind::Anonymous {
+                usable: allows_access(protection),
+                grows_down: flags.contains(MapFlags::GROWSDOWN),
+            }
+        } else {
+            Kind::Other
+        };
+        let span = Span::of(address, mapped_length(length, flags, self.page_size));
+        self.apply(moment, Call::Mmap, span, |regions| regions.map(span, kind));
+    }
+
+    fn munmap(&mut self, moment: Moment, span: Span, result: CallResult<()>) {
+        if self.begin_call(Call::Munmap, result.is_done()) {
+            self.apply(moment, Call::Munmap, span, |regions| regions.unmap(span));
+        }
+    }
+
+    fn mremap(
+        &mut self,
+        moment: Moment,
+        old: Span,
+        new_length: u64,
+        flags: RemapFlags,
+        result: CallResult<Address>,
+    ) {
+        let effective = self.begin_call(Call::Mremap, result.is_done());
+        let Some(address) = result.done().filter(|_| effective) else {
+            return;
+        };
+        let new = self.pages(address, new_length);
+        if old.is_empty() {
+            self.duplicate(moment, old.start, new);
+            return;
+        }
+        if self.regions.pieces(old).is_empty() {
+            // The call succeeded, so something was mapped there that no event told of; it is not growth.
+            let usable_before = self.regions.usable_bytes();
+            self.regions.map(old, Kind::USABLE);
+            self.adjust_start(usable_before);
+        }
+        let remap = Remap {
+            old,
+            new,
+            keep_old: flags.contains(RemapFlags::DONTUNMAP),
+        };
+        self.apply(moment, Call::Mremap, new, |regions| regions.remap(remap));
+    }
+
+    /// mremap(2) with an old length of zero: a second mapping of the same shared memory.
+    fn duplicate(&mut self, moment: Moment, original: Address, new: Span) {
+        let kind = match self.regions.at(original).map(|region| region.kind) {
+            Some(Kind::Attachment { .. }) => Kind::Attachment { base: new.start },
+            _ => Kind::Other,
+        };
+        self.apply(moment, Call::Mremap, new, |regions| regions.map(new, kind));
+    }
+
+    fn mprotect(
+        &mut self,
+        moment: Moment,
+        span: Span,
+        protection: Protection,
+        result: CallResult<()>,
+    ) {
+        if !self.begin_call(Call::Mprotect, result.is_done()) {
+            return;
+        }
+        let span = match self.regions.at(span.start) {
+            // Applies down to the start of a mapping that grows down (mprotect(2)).
+            Some(region)
+                if protection.contains(Protection::GROWSDOWN) && region.kind.grows_by_itself() =>
+            {
+                Span {
+                    start: region.span.start,
+                    end: span.end,
+                }
+            }
+            _ => span,
+        };
+        self.apply(moment, Call::Mprotect, span, |regions| {
+            regions.protect(span, allows_access(protection));
+        });
+    }
+
+    fn madvise(&mut self, span: Span, advice: Advice, result: CallResult<()>) {
+        let gives_back = matches!(
+            advice,
+            Advice::DONTNEED | Advice::DONTNEED_LOCKED | Advice::FREE | Advice::REMOVE
+        );
+        if !self.begin_call(Call::Madvise, result.is_done()) || !gives_back {
+            return;
+        }
+        for piece in self.regions.pieces(span) {
+            let bytes = piece.span.bytes();
+            let counter = match (piece.kind, advice) {
+                (Kind::Heap, _) => &mut self.program_break.advised_bytes,
+                (Kind::Anonymous { .. }, Advice::FREE) => &mut self.anonymous.lazily_freed_bytes,
+                (Kind::Anonymous { .. }, Advice::DONTNEED | Advice::DONTNEED_LOCKED) => {
+                    &mut self.anonymous.dontneed_bytes
+                }
+                _ => continue,
+            };
+            *counter = counter.saturating_add(bytes);
+        }
+    }
+
+    fn shmat(&mut self, moment: Moment, length: Option<u64>, result: CallResult<Address>) {
+        let effective = self.begin_call(Call::Shmat, result.is_done());
+        if let (true, Some(base), Some(length)) = (effective, result.done(), length) {
+            let span = self.pages(base, length);
+            self.apply(moment, Call::Shmat, span, |regions| {
+                regions.map(span, Kind::Attachment { base });
+            });
+        }
+    }
+
+    fn shmdt(&mut self, moment: Moment, address: Address, result: CallResult<()>) {
+        if self.begin_call(Call::Shmdt, result.is_done()) {
+            let span = Span::of(address, 0);
+            self.apply(moment, Call::Shmdt, span, |regions| regions.detach(address));
+        }
+    }
+
+    fn map_shadow_stack(&mut self, moment: Moment, length: u64, result: CallResult<Address>) {
+        let effective = self.begin_call(Call::MapShadowStack, result.is_done());
+        if let (true, Some(address)) = (effective, result.done()) {
+            let span = self.pages(address, length);
+            self.apply(moment, Call::MapShadowStack, span, |regions| {
+                regions.map(span, Kind::USABLE);
+            });
+        }
+    }
+
+    fn not_decoded(&mut self) {
+        if self.knowledge != Knowledge::CallsOnly {
+            self.knowledge = Knowledge::Outdated;
+        }
+    }
+
+    /// Lets a call change the regions and accounts for what that did to usable memory.
+    fn apply(&mut self, moment: Moment, call: Call, span: Span, change: impl FnOnce(&mut Regions)) {
+        let usable_before = self.regions.usable_bytes();
+        change(&mut self.regions);
+        self.settle(moment, call, span, usable_before);
+    }
+
+    fn settle(&mut self, moment: Moment, call: Call, span: Span, usable_before: u64) {
+        let after = self.regions.usable_bytes();
+        let anonymous = &mut self.anonymous;
+        if after > usable_before {
+            anonymous.grow_calls += 1;
+            anonymous.grown_bytes = anonymous.grown_bytes.saturating_add(after - usable_before);
+            anonymous.peak_bytes = anonymous.peak_bytes.max(after);
+        } else if after < usable_before {
+            anonymous.shrink_calls += 1;
+            anonymous.shrunk_bytes = anonymous.shrunk_bytes.saturating_add(usable_before - after);
+        }
+        if let Some(detail) = &mut self.detail
+            && after != usable_before
+        {
+            detail.anonymous_steps.push(Step {
+                time: moment.time,
+                tid: moment.tid,
+                call,
+                delta: Address(after).offset_from(Address(usable_before)),
+                after,
+                from: span.start,
+                to: span.end,
+            });
+        }
+        self.note(moment.time, None);
+    }
+
+    /// Usable memory turned out to have been more, or less, than was known, without any call: it was so at the start.
+    fn adjust_start(&mut self, usable_before: u64) {
+        let after = self.regions.usable_bytes();
+        let start_bytes = &mut self.anonymous.start_bytes;
+        *start_bytes = start_bytes
+            .saturating_add(after.saturating_sub(usable_before))
+            .saturating_sub(usable_before.saturating_sub(after));
+        self.anonymous.peak_bytes = self.anonymous.peak_bytes.max(after);
+    }
+
+    /// The regions are complete now: what there is, less what calls added, was there at the start.
+    fn begin_anonymous(&mut self) {
+        let usable = self.regions.usable_bytes();
+        let anonymous = &mut self.anonymous;
+        anonymous.start_bytes = usable
+            .saturating_add(anonymous.shrunk_bytes)
+            .saturating_sub(anonymous.grown_bytes);
+        anonymous.peak_bytes = anonymous.peak_bytes.max(usable);
+    }
+
+    fn note(&mut self, time: Timestamp, resident_bytes: Option<u64>) {
+        let sizes = Sizes {
+            break_bytes: self.program_break.size().unwrap_or_default(),
+            anonymous_bytes: self.extent_usable(),
+            resident_bytes,
+        };
+        if let Some(detail) = &mut self.detail {
+            detail.timeline.note(time, sizes);
+        }
+    }
+
+    fn extent_usable(&self) -> u64 {
+        match self.state {
+            State::Live => self.regions.usable_bytes(),
+            State::Ended(_, extent) => extent.usable_bytes,
+        }
+    }
+
+    /// Learns from, or checks against, the state that `/proc` showed.
+    pub(super) fn record_snapshot(
+        &mut self,
+        time: Timestamp,
+        snapshot: &Snapshot,
+        programs: &Programs,
+    ) {
+        self.remember_figures(snapshot);
+        // A process on its way out shows no mappings at all: nothing can be learnt from that.
+        if self.is_live() && !snapshot.mappings.is_empty() {
+            self.use_mappings(time, snapshot);
+            self.draw_layout(snapshot, programs.path(self.program));
+        }
+        let resident = snapshot.memory.map(|memory| memory.resident_bytes);
+        self.note(time, resident);
+    }
+
+    fn remember_figures(&mut self, snapshot: &Snapshot) {
+        if let Some(memory) = snapshot.memory {
+            self.memory.get_or_insert((memory, memory)).1 = memory;
+        }
+        if snapshot.heap_pages.is_some() || snapshot.reason == SnapshotReason::End {
+            self.program_break.pages = snapshot.heap_pages;
+        }
+        if let Some(start) = snapshot.heap_start
+            && self.is_live()
+        {
+            self.program_break.learn_start(start);
+        }
+    }
+
+    fn use_mappings(&mut self, time: Timestamp, snapshot: &Snapshot) {
+        let quiet = snapshot.calls_under_way == 0;
+        match self.knowledge {
+            Knowledge::CallsOnly => self.take_baseline(snapshot),
+            Knowledge::Copied if snapshot.reason == SnapshotReason::Start => {
+                self.take_baseline(snapshot);
+            }
+            // Both orders of the calls that overlapped explain what is found, so it is no check.
+            _ if snapshot.reason == SnapshotReason::Resync => self.resynchronize(snapshot),
+            Knowledge::Outdated if quiet => self.resynchronize(snapshot),
+            Knowledge::Copied | Knowledge::Complete if quiet => self.check(time, snapshot),
+            _ => self.checks.skipped += 1,
+        }
+    }
+
+    fn draw_layout(&mut self, snapshot: &Snapshot, program: &str) {
+        if let Some(detail) = &mut self.detail
+            && !(detail.layout_is_final && snapshot.reason != SnapshotReason::End)
+        {
+            detail.layout = layout::draw(&layout::Source {
+                mappings: &snapshot.mappings,
+                program,
+                heap_start: self.program_break.start(),
+                heap_end: self.program_break.end(),
+                page_size: self.page_size,
+            });
+            detail.layout_is_final = snapshot.reason == SnapshotReason::End;
+        }
+    }
+
+    /// The first snapshot tells what was there before any call.
+    fn take_baseline(&mut self, snapshot: &Snapshot) {
+        self.learn_break(snapshot);
+        self.regions.clear();
+        for found in check::found(&snapshot.mappings, self.heap()) {
+            self.regions.map(found.region.span, found.region.kind);
+        }
+        self.begin_anonymous();
+        self.knowledge = Knowledge::Complete;
+    }
+
+    fn learn_break(&mut self, snapshot: &Snapshot) {
+        let shown = end_of_heap(snapshot);
+        match (self.program_break.end(), self.program_break.start()) {
+            (None, Some(start)) => {
+                // A new program's break is where its heap starts (load_elf_binary in fs/binfmt_elf.c).
+                let begins =
+                    snapshot.reason == SnapshotReason::Start && self.origin == SpaceOrigin::Exec;
+                let end = shown.map_or(start, |(_, end)| end.max(start));
+                let first = if begins { start } else { end };
+                self.program_break.learn_first(first, begins);
+            }
+            (None, None) => {
+                if let Some((start, end)) = shown {
+                    self.program_break.learn_start(start);
+                    self.program_break.learn_first(end, false);
+                }
+            }
+            (Some(end), _) if self.knowledge == Knowledge::Copied => {
+                // Another thread of the parent may have moved the break between the fork and its event.
+                if let Some((_, shown)) = shown
+                    && shown < end.page_up(self.page_size)
+                {
+                    self.program_break.learn_first(shown, false);
+                }
+            }
+            (Some(_), Some(start)) if snapshot.heap_start.is_none() => {
+                // The first call told where the break was, not where the heap starts.
+                if let Some((shown, _)) = shown {
+                    self.program_break.learn_start(shown.min(start));
+                }
+            }
+            (Some(_), _) => {}
+        }
+    }
+
+    fn check(&mut self, time: Timestamp, snapshot: &Snapshot) {
+        let heap = self.heap();
+        let found = check::found(&snapshot.mappings, heap);
+        let deviations = check::compare(&self.regions, &found, heap);
+        self.knowledge = Knowledge::Complete;
+        self.checks.made += 1;
+        if deviations.is_empty() {
+            return;
+        }
+        self.checks.differing += 1;
+        let room = MOST_DIFFERENCES.saturating_sub(self.checks.differences.len());
+        self.checks
+            .differences
+            .extend(deviations.iter().take(room).map(|deviation| Difference {
+                time_ns: time,
+                start: deviation.span.start,
+                end: deviation.span.end,
+                expected: Class::describe(deviation.expected).to_owned(),
+                found: Class::describe(deviation.found_class()).to_owned(),
+            }));
+        self.adopt(snapshot, &deviations);
+    }
+
+    /// Takes over what `/proc` shows without calling it a check.
+    fn resynchronize(&mut self, snapshot: &Snapshot) {
+        let heap = self.heap();
+        let found = check::found(&snapshot.mappings, heap);
+        let deviations = check::compare(&self.regions, &found, heap);
+        self.checks.skipped += 1;
+        self.knowledge = Knowledge::Complete;
+        self.adopt(snapshot, &deviations);
+    }
+
+    /// Makes the model what `/proc` shows, where they differ. No call is known to have done it, so it counts neither as
+    /// growth nor as shrinking.
+    fn adopt(&mut self, snapshot: &Snapshot, deviations: &[check::Deviation]) {
+        if deviations.iter().any(check::Deviation::concerns_the_break) {
+            self.correct_break(snapshot);
+        }
+        let heap = self.heap();
+        let found = check::found(&snapshot.mappings, heap);
+        for deviation in check::compare(&self.regions, &found, heap) {
+            match deviation.found {
+                Some(found) => self.regions.map(deviation.span, found.region.kind),
+                None => self.regions.unmap(deviation.span),
+            }
+        }
+        self.anonymous.peak_bytes = self.anonymous.peak_bytes.max(self.regions.usable_bytes());
+    }
+
+    fn correct_break(&mut self, snapshot: &Snapshot) {
+        let Some(old) = self.heap() else { return };
+        let shown = end_of_heap(snapshot).map_or(old.start, |(_, end)| end.max(old.start));
+        if shown == old.end {
+            return;
+        }
+        self.program_break.correct(shown);
+        let no_longer_heap = Span {
+            start: shown,
+            end: old.end,
+        };
+        self.regions.change(no_longer_heap, heap_to_anonymous);
+    }
+
+    pub(super) fn report(&self, programs: &Programs) -> SpaceReport {
         let detail = self.detail.as_deref();
-        let steps = |total, log: Option<&StepLog>| Steps {
-            total,
-            kept: log.map(StepLog::kept).unwrap_or_default(),
+        let break_steps = Steps {
+            total: self.program_break.grow_calls() + self.program_break.shrink_calls(),
+            kept: detail.map_or_else(Vec::new, |detail| detail.break_steps.kept()),
         };
         SpaceReport {
             id: self.id,
             pid: self.pid,
-            program: self.program.clone(),
-            arguments: self.arguments.clone(),
+            program: programs.path(self.program).to_owned(),
+            arguments: programs.arguments(self.program),
             origin: self.origin,
             started_ns: self.started,
-            ended_ns: self.ended,
-            program_break: self.program_break.report(steps(
-                self.break_moves,
-                detail.map(|detail| &detail.break_steps),
-            )),
-            anonymous: self.anonymous_report(steps(
-                self.anonymous_moves,
-                detail.map(|detail| &detail.anonymous_steps),
-            )),
+            ended_ns: match self.state {
+                State::Live => None,
+                State::Ended(time, _) => Some(time),
+            },
+            program_break: self.program_break.report(break_steps),
+            anonymous: self.anonymous_report(),
             calls: self.calls.report(),
-            memory_at_start: self.memory_at_start,
-            memory_at_end: self.memory_at_end,
+            memory_at_start: self.memory.map(|(first, _)| first),
+            memory_at_end: self.memory.map(|(_, last)| last),
             timeline: detail
                 .map_or_else(TimelineReport::default, |detail| detail.timeline.report()),
-            layout: match detail {
-                Some(detail) if self.has_ended() => detail.layout.clone(),
-                Some(_) => self.layout(),
-                None => Vec::new(),
-            },
+            layout: detail.map_or_else(Vec::new, |detail| detail.layout.clone()),
             checks: self.checks.clone(),
         }
     }
 
-    fn anonymous_report(&self, steps: Steps) -> AnonymousReport {
-        let (end_bytes, reserved_bytes, areas) = if self.has_ended() {
-            (
-                self.anonymous.end_bytes,
-                self.anonymous.reserved_bytes,
-                self.anonymous.areas,
-            )
-        } else {
-            (
-                self.regions.usable_bytes(),
-                self.regions.reserved_bytes(),
-                self.regions.usable_areas(),
-            )
-        };
+    fn anonymous_report(&self) -> AnonymousReport {
+        let counted = self.anonymous;
+        let extent = self.extent();
         AnonymousReport {
-            start_bytes: self.anonymous.start_bytes,
-            end_bytes,
-            peak_bytes: self.anonymous.peak_bytes,
-            reserved_bytes,
-            areas,
-            grow_calls: self.anonymous.grow_calls,
-            grown_bytes: self.anonymous.grown_bytes,
-            shrink_calls: self.anonymous.shrink_calls,
-            shrunk_bytes: self.anonymous.shrunk_bytes,
-            returned_ratio: super::share(self.anonymous.shrunk_bytes, self.anonymous.grown_bytes),
-            dontneed_bytes: self.anonymous.dontneed_bytes,
-            lazily_freed_bytes: self.anonymous.lazily_freed_bytes,
-            steps,
+            start_bytes: counted.start_bytes,
+            end_bytes: extent.usable_bytes,
+            peak_bytes: counted.peak_bytes,
+            reserved_bytes: extent.reserved_bytes,
+            areas: extent.areas,
+            grow_calls: counted.grow_calls,
+            grown_bytes: counted.grown_bytes,
+            shrink_calls: counted.shrink_calls,
+            shrunk_bytes: counted.shrunk_bytes,
+            returned_ratio: super::share(counted.shrunk_bytes, counted.grown_bytes),
+            dontneed_bytes: counted.dontneed_bytes,
+            lazily_freed_bytes: counted.lazily_freed_bytes,
+            steps: Steps {
+                total: counted.grow_calls + counted.shrink_calls,
+                kept: self
+                    .detail
+                    .as_deref()
+                    .map_or_else(Vec::new, |detail| detail.anonymous_steps.kept()),
+            },
         }
     }
 }
 
-fn add(sum: &mut u64, bytes: u64) {
-    *sum = sum.saturating_add(bytes);
+fn heap_to_anonymous(kind: Kind) -> Kind {
+    match kind {
+        Kind::Heap => Kind::USABLE,
+        other => other,
+    }
 }
 
-fn is_usable(protection: Protection) -> bool {
-    protection.0 & (Protection::READ.0 | Protection::WRITE.0 | Protection::EXEC.0) != 0
+fn allows_access(protection: Protection) -> bool {
+    let any = Protection::READ.0 | Protection::WRITE.0 | Protection::EXEC.0;
+    protection.0 & any != 0
 }
 
-/// End of the heap by the kernel's name for it.
-fn heap_end(mappings: &[Mapping]) -> Option<Address> {
-    mappings
+/// Bytes that mmap(2) maps for this length: whole pages, or whole huge pages, whose size the topmost six bits of the
+/// flags give as a power of two.
+fn mapped_length(length: u64, flags: MapFlags, page_size: u64) -> u64 {
+    if !flags.contains(MapFlags::HUGETLB) || !flags.contains(MapFlags::ANONYMOUS) {
+        return page_up(length, page_size);
+    }
+    match flags.0 >> 26 {
+        0 => page_up(length, DEFAULT_HUGE_PAGE),
+        power => page_up(length, 1 << power),
+    }
+}
+
+/// Start and end of what the kernel names `[heap]`.
+fn end_of_heap(snapshot: &Snapshot) -> Option<(Address, Address)> {
+    let mut heap = snapshot
+        .mappings
         .iter()
-        .filter(|mapping| mapping.kind() == MappingKind::Heap)
+        .filter(|mapping| mapping.name.as_deref() == Some("[heap]"));
+    let first = heap.next()?;
+    let end = heap
         .map(|mapping| mapping.end)
-        .max()
-}
-
-/// Bytes to which the kernel rounds the length of a mapping in huge pages; 1 for ordinary ones. The size is in six bits
-/// of the flags as a power of two, or the machine's default, which is 2 MiB on x86-64 and on aarch64 with 4 KiB pages
-/// (mmap(2), `MAP_HUGE_SHIFT`).
-fn huge_page_size(flags: MapFlags) -> u64 {
-    if !flags.contains(MapFlags::HUGETLB) {
-        return 1;
-    }
-    match flags.0 >> 26 & 0x3f {
-        0 => 2 << 20,
-        power => 1 << power,
-    }
+        .fold(first.end, Address::max);
+    Some((first.start, end))
 }

@@ -1,4 +1,4 @@
-//! The address space as in the textbook picture, from the mappings of a snapshot.
+//! The address space as in the textbook picture: text, data, bss, heap, gap, mappings, stack.
 
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
@@ -6,194 +6,333 @@ use crate::report::LayoutSegment;
 use crate::report::SegmentKind;
 use crate::units::Address;
 
-/// Most segments of a picture.
+/// Most segments in a picture.
 const MOST_SEGMENTS: usize = 24;
-/// Smaller holes are not drawn, in bytes.
+
+/// Smallest gap that is shown, except for the one above the heap, which always is.
 const SMALLEST_GAP: u64 = 1 << 20;
 
-/// Segments from bottom to top. `heap` is where it starts and where the break is.
-pub(super) fn segments(
-    mappings: &[Mapping],
-    program: &str,
-    heap: Option<(Address, Address)>,
-) -> Vec<LayoutSegment> {
-    let mut segments = Vec::new();
-    let mut before: Option<&LayoutSegment> = None;
-    let file = program_file(mappings, program);
-    let mut named = Vec::new();
-    for mapping in mappings {
-        let segment = segment(mapping, file, before);
-        named.push(segment);
-        before = named.last();
-    }
-    if let Some((start, end)) = heap {
-        place_heap(&mut named, start, end);
-    }
-    for segment in named {
-        if let Some(gap) = segments
-            .last()
-            .and_then(|below: &LayoutSegment| gap(below, &segment))
-        {
-            segments.push(gap);
-        }
-        match segments.last_mut() {
-            Some(last) if belongs_to(last, &segment) => absorb(last, &segment),
-            _ => segments.push(segment),
-        }
-    }
-    let in_the_middle = |segment: &LayoutSegment| {
-        matches!(
-            segment.kind,
-            SegmentKind::Files | SegmentKind::Anonymous | SegmentKind::Shared
-        )
-    };
-    // The ends of the picture are what people look for; they are merged only if nothing else helps.
-    let segments = merge_nearest(segments, in_the_middle);
-    merge_nearest(segments, |_| true)
+/// From here on addresses are the kernel's, on every 64-bit architecture; `[vsyscall]` lies there.
+const KERNEL_HALF: Address = Address(1 << 63);
+
+/// What a picture is drawn from.
+pub(super) struct Source<'a> {
+    pub(super) mappings: &'a [Mapping],
+    /// Path of the program, as far as known.
+    pub(super) program: &'a str,
+    /// Where the heap starts; `None` when not known.
+    pub(super) heap_start: Option<Address>,
+    /// The program break; `None` when not known.
+    pub(super) heap_end: Option<Address>,
+    pub(super) page_size: u64,
 }
 
-/// The file that the program is in; the lowest one if it cannot be told, as after an upgrade.
-fn program_file<'a>(mappings: &'a [Mapping], program: &'a str) -> Option<&'a str> {
+/// Draws the picture, from bottom to top.
+pub(super) fn draw(source: &Source<'_>) -> Vec<LayoutSegment> {
+    let mut segments = join_alike(classify(source));
+    simplify(&mut segments, source.page_size);
+    with_gaps(segments, source.page_size)
+}
+
+/// Where the classification has come to on its way up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    BelowProgram,
+    Program,
+    AboveProgram,
+}
+
+/// Each mapping as one segment, or as several where the heap's ends cut it.
+fn classify(source: &Source<'_>) -> Vec<LayoutSegment> {
+    let mut sorted: Vec<&Mapping> = source.mappings.iter().collect();
+    sorted.sort_by_key(|mapping| mapping.start);
+    let program = program_file(&sorted, source.program);
+    let mut segments = Vec::with_capacity(sorted.len() + 2);
+    let mut below = Address(0);
+    let mut place = Place::BelowProgram;
+    for mapping in sorted {
+        let (start, end) = (mapping.start.max(below), mapping.end);
+        if start >= end {
+            continue;
+        }
+        below = end;
+        for (kind, start, end) in parts(source, mapping, start, end) {
+            let kind = match kind {
+                SegmentKind::Files if place != Place::AboveProgram && is_file(mapping, program) => {
+                    program_part(mapping)
+                }
+                SegmentKind::Anonymous if place == Place::Program => {
+                    beside_program(&segments, start, mapping)
+                }
+                other => other,
+            };
+            place = match place {
+                _ if is_program(kind) => Place::Program,
+                Place::BelowProgram => Place::BelowProgram,
+                // Its file may be mapped again as data further up.
+                Place::Program | Place::AboveProgram => Place::AboveProgram,
+            };
+            segments.push(LayoutSegment {
+                kind,
+                start,
+                end,
+                bytes: end.above(start),
+                mappings: 1,
+                name: matches!(mapping.kind(), MappingKind::File | MappingKind::Shared)
+                    .then(|| mapping.name.clone())
+                    .flatten(),
+            });
+        }
+    }
+    segments
+}
+
+/// The name of the program's file among the mappings: the path it was executed by, or else the lowest file.
+fn program_file<'a>(mappings: &[&'a Mapping], program: &str) -> Option<&'a str> {
     let mut files = mappings
         .iter()
         .filter(|mapping| mapping.kind() == MappingKind::File)
         .filter_map(|mapping| mapping.name.as_deref());
-    if files.clone().any(|name| name == program) {
-        Some(program)
-    } else {
-        files.next()
-    }
+    let lowest = files.clone().next();
+    files
+        .find(|name| name.strip_suffix(" (deleted)").unwrap_or(name) == program)
+        .or(lowest)
 }
 
-fn segment(
+/// The kind of a mapping by itself, cut where the heap begins and ends.
+fn parts(
+    source: &Source<'_>,
     mapping: &Mapping,
-    program: Option<&str>,
-    before: Option<&LayoutSegment>,
-) -> LayoutSegment {
-    let is_program = mapping.name.is_some() && mapping.name.as_deref() == program;
-    let follows_data = before.is_some_and(|before| {
-        before.end == mapping.start && matches!(before.kind, SegmentKind::Data | SegmentKind::Bss)
-    });
-    let kind = match mapping.kind() {
-        MappingKind::File if is_program && mapping.permissions.write => SegmentKind::Data,
-        MappingKind::File if is_program => SegmentKind::Text,
-        MappingKind::File => SegmentKind::Files,
-        MappingKind::Anonymous if follows_data => SegmentKind::Bss,
-        MappingKind::Anonymous => SegmentKind::Anonymous,
-        MappingKind::Heap => SegmentKind::Heap,
+    start: Address,
+    end: Address,
+) -> Vec<(SegmentKind, Address, Address)> {
+    let plain = match mapping.kind() {
+        MappingKind::Heap | MappingKind::Anonymous => SegmentKind::Anonymous,
         MappingKind::Stack => SegmentKind::Stack,
+        MappingKind::File => SegmentKind::Files,
         MappingKind::Shared => SegmentKind::Shared,
         MappingKind::Kernel => SegmentKind::Kernel,
     };
-    LayoutSegment {
-        kind,
-        start: mapping.start,
-        end: mapping.end,
-        bytes: mapping.bytes(),
-        mappings: 1,
-        name: mapping.name.clone().filter(|name| name.starts_with('/')),
+    if plain != SegmentKind::Anonymous {
+        return vec![(plain, start, end)];
     }
+    let (Some(heap_start), Some(heap_end)) = (source.heap_start, source.heap_end) else {
+        let by_name = match mapping.kind() {
+            MappingKind::Heap => SegmentKind::Heap,
+            _ => plain,
+        };
+        return vec![(by_name, start, end)];
+    };
+    let inner_start = start.max(heap_start);
+    // The rest of the page that holds the break is nobody's: the heap ends at the break itself.
+    let inner_end = end.min(heap_end);
+    let above = heap_end.page_up(source.page_size).max(start);
+    if inner_start >= inner_end {
+        return vec![(plain, start, end)];
+    }
+    [
+        (plain, start, inner_start),
+        (SegmentKind::Heap, inner_start, inner_end),
+        (plain, above, end),
+    ]
+    .into_iter()
+    .filter(|(_, start, end)| start < end)
+    .collect()
 }
 
-/// The heap reaches to the break, also where the kernel's area is rounded up to pages or merged with a neighbour.
-fn place_heap(segments: &mut [LayoutSegment], start: Address, end: Address) {
-    for segment in segments {
-        if segment.kind == SegmentKind::Heap
-            && segment.start <= end
-            && end < segment.end
-            && start <= segment.start
-        {
-            segment.end = end;
-            segment.bytes = end.above(segment.start);
-        }
-    }
+fn is_file(mapping: &Mapping, file: Option<&str>) -> bool {
+    file.is_some() && mapping.name.as_deref() == file
 }
 
-fn gap(below: &LayoutSegment, above: &LayoutSegment) -> Option<LayoutSegment> {
-    let bytes = above.start.above(below.end);
-    (bytes >= SMALLEST_GAP).then_some(LayoutSegment {
-        kind: SegmentKind::Gap,
-        start: below.end,
-        end: above.start,
-        bytes,
-        mappings: 0,
-        name: None,
-    })
-}
-
-fn belongs_to(last: &LayoutSegment, next: &LayoutSegment) -> bool {
-    last.kind == next.kind
-}
-
-fn absorb(last: &mut LayoutSegment, next: &LayoutSegment) {
-    last.end = last.end.max(next.end);
-    last.bytes = last.bytes.saturating_add(next.bytes);
-    last.mappings += next.mappings;
-    if last.name != next.name {
-        last.name = None;
-    }
-}
-
-/// Merges those neighbours, of the segments that `may_merge`, which are closest to each other, until there are few
-/// enough; gaps between them go.
-fn merge_nearest(
-    segments: Vec<LayoutSegment>,
-    may_merge: impl Fn(&LayoutSegment) -> bool,
-) -> Vec<LayoutSegment> {
-    let excess = segments.len().saturating_sub(MOST_SEGMENTS);
-    if excess == 0 {
-        return segments;
-    }
-    let is_part = |segment: &LayoutSegment| segment.kind != SegmentKind::Gap && may_merge(segment);
-    let mut pairs: Vec<(u64, usize)> = (0..segments.len())
-        .filter(|&index| is_part(&segments[index]))
-        .filter_map(|index| {
-            let above = neighbour_above(&segments, index).filter(|above| is_part(above))?;
-            Some((above.start.above(segments[index].end), index))
-        })
-        .collect();
-    pairs.sort_unstable();
-    // Each merge takes away one segment at least, and most of them a gap as well.
-    let mut joins_next = vec![false; segments.len()];
-    let mut left = excess;
-    for (_, index) in pairs {
-        if left == 0 {
-            break;
-        }
-        let with_gap = segments
-            .get(index + 1)
-            .is_some_and(|next| next.kind == SegmentKind::Gap);
-        left = left.saturating_sub(if with_gap { 2 } else { 1 });
-        joins_next[index] = true;
-    }
-    let mut merged: Vec<LayoutSegment> = Vec::with_capacity(MOST_SEGMENTS);
-    let mut joins = false;
-    for (segment, joins_its_next) in segments.into_iter().zip(joins_next) {
-        if joins && segment.kind == SegmentKind::Gap {
-            continue;
-        }
-        match merged.last_mut() {
-            Some(last) if joins => {
-                if segment.bytes > last.bytes {
-                    last.kind = segment.kind;
-                }
-                absorb(last, &segment);
-            }
-            _ => merged.push(segment),
-        }
-        joins = joins_its_next;
-    }
-    merged
-}
-
-/// The next segment that is no gap, if there is at most one gap in between.
-fn neighbour_above(segments: &[LayoutSegment], index: usize) -> Option<&LayoutSegment> {
-    let next = segments.get(index + 1)?;
-    if next.kind == SegmentKind::Gap {
-        segments.get(index + 2)
+fn program_part(mapping: &Mapping) -> SegmentKind {
+    if mapping.permissions.write {
+        SegmentKind::Data
     } else {
-        Some(next)
+        SegmentKind::Text
     }
+}
+
+/// Anonymous memory directly above the program's data holds what is zero at first: the part of bss that does not fit
+/// into the data's last page. Above its text it is either that, too, or padding without access.
+fn beside_program(segments: &[LayoutSegment], start: Address, mapping: &Mapping) -> SegmentKind {
+    match segments.last() {
+        Some(below) if below.end == start && is_program(below.kind) => {
+            if below.kind == SegmentKind::Text && mapping.permissions.is_none() {
+                SegmentKind::Text
+            } else {
+                SegmentKind::Bss
+            }
+        }
+        _ => SegmentKind::Anonymous,
+    }
+}
+
+fn is_program(kind: SegmentKind) -> bool {
+    matches!(
+        kind,
+        SegmentKind::Text | SegmentKind::Data | SegmentKind::Bss
+    )
+}
+
+/// Makes one segment of neighbours of the same kind that no gap worth showing parts.
+fn join_alike(segments: Vec<LayoutSegment>) -> Vec<LayoutSegment> {
+    let mut joined: Vec<LayoutSegment> = Vec::with_capacity(segments.len());
+    for segment in segments {
+        match joined.last_mut() {
+            Some(last) if last.kind == segment.kind && distance(last, &segment) < SMALLEST_GAP => {
+                absorb(last, segment);
+            }
+            _ => joined.push(segment),
+        }
+    }
+    joined
+}
+
+fn distance(below: &LayoutSegment, above: &LayoutSegment) -> u64 {
+    above.start.above(below.end)
+}
+
+/// Extends a segment over its upper neighbour. The larger one decides what the whole is.
+fn absorb(lower: &mut LayoutSegment, upper: LayoutSegment) {
+    if lower.kind == upper.kind {
+        if lower.name != upper.name {
+            lower.name = None;
+        }
+    } else if upper.bytes > lower.bytes {
+        lower.kind = upper.kind;
+        lower.name = upper.name;
+    }
+    lower.end = upper.end;
+    lower.bytes += upper.bytes;
+    lower.mappings += upper.mappings;
+}
+
+/// The segment above which the textbook's gap opens: the heap, or the program's last part where there is no heap.
+fn index_below_gap(segments: &[LayoutSegment]) -> Option<usize> {
+    segments
+        .iter()
+        .rposition(|segment| segment.kind == SegmentKind::Heap)
+        .or_else(|| {
+            segments
+                .iter()
+                .rposition(|segment| is_program(segment.kind))
+        })
+}
+
+/// Merges neighbours, those closest to each other first, until the picture with its gaps is small enough. At first
+/// only what lies in the mapping area; a hostile picture may need more.
+fn simplify(segments: &mut Vec<LayoutSegment>, page_size: u64) {
+    for mergeable in [is_mapping_area, any_kind] {
+        thin_out(segments, mergeable);
+        while segments.len() + gaps(segments, page_size).count() > MOST_SEGMENTS {
+            let Some(index) = closest_pair(segments, mergeable) else {
+                break;
+            };
+            let upper = segments.remove(index + 1);
+            absorb(&mut segments[index], upper);
+            join_around(segments, index);
+        }
+    }
+}
+
+fn is_mapping_area(kind: SegmentKind) -> bool {
+    matches!(
+        kind,
+        SegmentKind::Files | SegmentKind::Anonymous | SegmentKind::Shared
+    )
+}
+
+fn any_kind(_: SegmentKind) -> bool {
+    true
+}
+
+/// Brings a very long list down to a length that can be searched again and again, merging within ever larger
+/// distances.
+fn thin_out(segments: &mut Vec<LayoutSegment>, mergeable: fn(SegmentKind) -> bool) {
+    const SEARCHABLE: usize = 512;
+    let mut reach = 0_u64;
+    while segments.len() > SEARCHABLE {
+        segments.dedup_by(|upper, lower| {
+            let merge =
+                mergeable(lower.kind) && mergeable(upper.kind) && distance(lower, upper) <= reach;
+            if merge {
+                absorb(lower, upper.clone());
+            }
+            merge
+        });
+        if reach == u64::MAX {
+            return;
+        }
+        reach = reach.saturating_mul(2).max(4096);
+    }
+}
+
+fn closest_pair(segments: &[LayoutSegment], mergeable: fn(SegmentKind) -> bool) -> Option<usize> {
+    (0..segments.len().saturating_sub(1))
+        .filter(|&index| mergeable(segments[index].kind) && mergeable(segments[index + 1].kind))
+        .min_by_key(|&index| {
+            let (lower, upper) = (&segments[index], &segments[index + 1]);
+            (
+                distance(lower, upper),
+                lower.bytes.saturating_add(upper.bytes),
+            )
+        })
+}
+
+/// A merged segment may now be of the same kind as its neighbours.
+fn join_around(segments: &mut Vec<LayoutSegment>, index: usize) {
+    for lower in [index, index.wrapping_sub(1)] {
+        if let Some(pair) = segments.get(lower..lower.saturating_add(2))
+            && pair[0].kind == pair[1].kind
+            && distance(&pair[0], &pair[1]) < SMALLEST_GAP
+        {
+            let upper = segments.remove(lower + 1);
+            absorb(&mut segments[lower], upper);
+        }
+    }
+}
+
+/// The gaps that are shown, each with the index of the segment above it.
+fn gaps(
+    segments: &[LayoutSegment],
+    page_size: u64,
+) -> impl Iterator<Item = (usize, LayoutSegment)> {
+    let below_gap = index_below_gap(segments);
+    segments
+        .windows(2)
+        .enumerate()
+        .filter_map(move |(index, pair)| {
+            let (start, end) = (pair[0].end, pair[1].start);
+            let bytes = end.above(start);
+            let shown = bytes >= SMALLEST_GAP || (bytes >= page_size && below_gap == Some(index));
+            (shown && end < KERNEL_HALF).then_some((
+                index + 1,
+                LayoutSegment {
+                    kind: SegmentKind::Gap,
+                    start,
+                    end,
+                    bytes,
+                    mappings: 0,
+                    name: None,
+                },
+            ))
+        })
+}
+
+fn with_gaps(segments: Vec<LayoutSegment>, page_size: u64) -> Vec<LayoutSegment> {
+    let mut gaps = gaps(&segments, page_size)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .peekable();
+    let mut picture = Vec::with_capacity(MOST_SEGMENTS);
+    for (index, segment) in segments.into_iter().enumerate() {
+        picture.extend(
+            gaps.next_if(|(above, _)| *above == index)
+                .map(|(_, gap)| gap),
+        );
+        picture.push(segment);
+    }
+    picture
 }
 
 #[cfg(test)]
@@ -201,56 +340,207 @@ mod tests {
     use super::*;
     use crate::mapping;
 
+    const PIE: &str = "555555554000-555555556000 r--p 00000000 fe:01 11 /usr/bin/program
+555555556000-55555555a000 r-xp 00002000 fe:01 11 /usr/bin/program
+55555555a000-55555555b000 r--p 00006000 fe:01 11 /usr/bin/program
+55555555b000-55555555c000 rw-p 00007000 fe:01 11 /usr/bin/program
+55555555c000-555555560000 rw-p 00000000 00:00 0
+555555a00000-555555a21000 rw-p 00000000 00:00 0 [heap]
+7ffff7c00000-7ffff7c28000 r--p 00000000 fe:01 12 /lib/libc.so.6
+7ffff7c28000-7ffff7e00000 r-xp 00028000 fe:01 12 /lib/libc.so.6
+7ffff7e00000-7ffff7e0d000 rw-p 00000000 00:00 0
+7ffff7fc0000-7ffff7fc4000 r--p 00000000 00:00 0 [vvar]
+7ffff7fc4000-7ffff7fc6000 r-xp 00000000 00:00 0 [vdso]
+7ffff7fc6000-7ffff7fff000 r--p 00000000 fe:01 13 /lib/ld.so
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
+";
+
+    fn picture(maps: &str, program: &str, heap: Option<(u64, u64)>) -> Vec<LayoutSegment> {
+        let picture = draw(&Source {
+            mappings: &mapping::parse(maps.as_bytes()),
+            program,
+            heap_start: heap.map(|(start, _)| Address(start)),
+            heap_end: heap.map(|(_, end)| Address(end)),
+            page_size: 4096,
+        });
+        assert!(picture.len() <= MOST_SEGMENTS, "{}", picture.len());
+        for pair in picture.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{pair:?} overlap");
+        }
+        picture
+    }
+
+    fn kinds(picture: &[LayoutSegment]) -> Vec<SegmentKind> {
+        picture.iter().map(|segment| segment.kind).collect()
+    }
+
     #[test]
-    fn the_textbook_picture_comes_from_the_maps() {
-        let maps = mapping::parse(
-            b"400000-401000 r--p 00000000 fe:01 5 /bin/main\n\
-              401000-402000 r-xp 00001000 fe:01 5 /bin/main\n\
-              403000-404000 rw-p 00002000 fe:01 5 /bin/main\n\
-              404000-406000 rw-p 00000000 00:00 0 \n\
-              1a00000-1a21000 rw-p 00000000 00:00 0 [heap]\n\
-              7f0000000000-7f0000100000 r-xp 00000000 fe:01 6 /lib/libc.so\n\
-              7f0000100000-7f0000104000 rw-p 00000000 00:00 0 \n\
-              7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0 [stack]\n\
-              7ffd00100000-7ffd00102000 r-xp 00000000 00:00 0 [vdso]\n",
+    fn a_program_is_drawn_as_in_the_textbook() {
+        let picture = picture(
+            PIE,
+            "/usr/bin/program",
+            Some((0x5555_55a0_0000, 0x5555_55a2_0123)),
         );
-        let heap = Some((Address(0x1a0_0000), Address(0x1a2_0800)));
-        let kinds: Vec<_> = segments(&maps, "/bin/main", heap)
-            .iter()
-            .map(|s| (s.kind, s.bytes))
-            .collect();
-        use SegmentKind::{Anonymous, Bss, Data, Files, Gap, Heap, Kernel, Stack, Text};
+        use SegmentKind as Kind;
         assert_eq!(
-            kinds.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+            kinds(&picture),
             [
-                Text, Data, Bss, Gap, Heap, Gap, Files, Anonymous, Gap, Stack, Kernel
+                Kind::Text,
+                Kind::Data,
+                Kind::Bss,
+                Kind::Gap,
+                Kind::Heap,
+                Kind::Gap,
+                Kind::Files,
+                Kind::Anonymous,
+                Kind::Gap,
+                Kind::Kernel,
+                Kind::Files,
+                Kind::Gap,
+                Kind::Stack,
+                Kind::Kernel,
             ]
         );
-        assert_eq!(kinds[4], (Heap, 0x20800));
-        assert_eq!(kinds[5].1, 0x7f00_0000_0000 - 0x1a2_0800);
+        assert_eq!(picture[0].name.as_deref(), Some("/usr/bin/program"));
+        assert_eq!((picture[0].bytes, picture[0].mappings), (0x7000, 3));
+        assert_eq!((picture[2].bytes, picture[2].mappings), (0x4000, 1));
+        let heap = &picture[4];
+        assert_eq!((heap.bytes, heap.end), (0x20123, Address(0x5555_55a2_0123)));
+        let gap = &picture[5];
+        assert_eq!((gap.start, gap.end), (heap.end, Address(0x7fff_f7c0_0000)));
+        assert_eq!((gap.bytes, gap.mappings), (gap.end.above(gap.start), 0));
+        assert_eq!(picture[6].name.as_deref(), Some("/lib/libc.so.6"));
     }
 
     #[test]
-    fn a_thousand_mappings_make_a_small_picture() {
-        let mut text = String::new();
-        for index in 0..1000_u64 {
-            let start = 0x7f00_0000_0000 + index * 0x40_0000;
-            let tail = if index % 2 == 0 { "0 " } else { "7 /lib/x.so" };
-            text.push_str(&format!(
-                "{start:x}-{:x} rw-p 00000000 00:00 {tail}\n",
-                start + 0x1000
-            ));
+    fn the_lowest_file_stands_in_for_a_program_that_is_not_mapped_by_its_name() {
+        for program in ["", "./program", "/elsewhere/program"] {
+            let picture = picture(PIE, program, None);
+            assert_eq!(picture[0].kind, SegmentKind::Text);
+            assert_eq!(picture[1].kind, SegmentKind::Data);
         }
-        let picture = segments(&mapping::parse(text.as_bytes()), "/bin/main", None);
-        assert!(picture.len() <= MOST_SEGMENTS, "{}", picture.len());
+        let replaced = PIE.replace("/usr/bin/program", "/usr/bin/program (deleted)");
         assert_eq!(
-            picture.iter().map(|segment| segment.mappings).sum::<u64>(),
-            1000
+            picture(&replaced, "/usr/bin/program", None)[0].kind,
+            SegmentKind::Text
         );
     }
 
     #[test]
-    fn nothing_mapped_is_an_empty_picture() {
-        assert_eq!(segments(&[], "/bin/main", None), []);
+    fn the_gap_above_the_heap_is_shown_however_small() {
+        let maps = "1000-2000 rw-p 0 00:00 0 [heap]\n4000-5000 rw-p 0 00:00 0\n7000-8000 rw-s 0 00:01 3 /x\n";
+        let picture = picture(maps, "", Some((0x1000, 0x2000)));
+        assert_eq!(
+            kinds(&picture),
+            [
+                SegmentKind::Heap,
+                SegmentKind::Gap,
+                SegmentKind::Anonymous,
+                SegmentKind::Shared
+            ]
+        );
+    }
+
+    #[test]
+    fn memory_that_bears_the_heaps_name_but_lies_beside_it_is_not_heap() {
+        let maps = "1000-9000 rw-p 0 00:00 0 [heap]\n";
+        let picture = picture(maps, "", Some((0x3000, 0x5800)));
+        let shape: Vec<(SegmentKind, u64, u64)> = picture
+            .iter()
+            .map(|segment| (segment.kind, segment.start.0, segment.end.0))
+            .collect();
+        assert_eq!(
+            shape,
+            [
+                (SegmentKind::Anonymous, 0x1000, 0x3000),
+                (SegmentKind::Heap, 0x3000, 0x5800),
+                (SegmentKind::Anonymous, 0x6000, 0x9000),
+            ]
+        );
+    }
+
+    #[test]
+    fn many_libraries_are_merged_and_none_of_their_bytes_lost() {
+        let mut maps = PIE.to_owned();
+        let mut library_bytes = 0;
+        for index in 0..200_u64 {
+            let start = 0x7fff_f000_0000 + index * 0x9_0000;
+            maps += &format!(
+                "{:x}-{:x} r-xp 0 fe:01 {} /lib/{index}.so\n{:x}-{:x} rw-p 0 00:00 0\n",
+                start,
+                start + 0x3_0000,
+                index + 100,
+                start + 0x3_0000,
+                start + 0x4_0000
+            );
+            library_bytes += 0x4_0000;
+        }
+        let whole = picture(
+            &maps,
+            "/usr/bin/program",
+            Some((0x5555_55a0_0000, 0x5555_55a2_1000)),
+        );
+        let mapped: u64 = mapping::parse(maps.as_bytes())
+            .iter()
+            .map(Mapping::bytes)
+            .sum();
+        let shown: u64 = whole
+            .iter()
+            .filter(|segment| segment.kind != SegmentKind::Gap)
+            .map(|segment| segment.bytes)
+            .sum();
+        assert_eq!(shown, mapped);
+        let files: u64 = whole
+            .iter()
+            .filter(|segment| segment.kind == SegmentKind::Files)
+            .map(|segment| segment.bytes)
+            .sum();
+        assert!(files >= library_bytes);
+        for kind in [SegmentKind::Text, SegmentKind::Heap, SegmentKind::Stack] {
+            assert!(kinds(&whole).contains(&kind), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn very_many_scattered_mappings_still_make_a_small_picture() {
+        let mut maps = PIE.to_owned();
+        for index in 0..20_000_u64 {
+            let start = 0x6000_0000_0000 + index * 0x40_0000;
+            let kind = ["rw-p 0 00:00 0", "rw-s 0 00:01 7 /x"][usize::from(index % 2 == 0)];
+            maps += &format!("{start:x}-{:x} {kind}\n", start + 0x1000);
+        }
+        let whole = picture(&maps, "/usr/bin/program", None);
+        assert!(kinds(&whole).contains(&SegmentKind::Stack));
+        let odd: String = (0..3_000_u64)
+            .map(|index| {
+                let start = 0x1000_0000 + index * 0x40_0000;
+                let flags = ["rw-p", "r--p"][usize::from(index % 2 == 0)];
+                format!(
+                    "{start:x}-{:x} {flags} 0 fe:01 7 /program\n",
+                    start + 0x1000
+                )
+            })
+            .collect();
+        picture(&odd, "/program", None);
+    }
+
+    #[test]
+    fn an_empty_address_space_makes_an_empty_picture() {
+        assert_eq!(picture("", "/x", Some((1, 2))), []);
+    }
+
+    #[test]
+    fn our_own_picture_has_text_and_stack() {
+        let picture = draw(&Source {
+            mappings: &mapping::read(std::process::id()).unwrap(),
+            program: std::env::current_exe().unwrap().to_str().unwrap(),
+            heap_start: None,
+            heap_end: None,
+            page_size: 4096,
+        });
+        assert!(kinds(&picture).contains(&SegmentKind::Text));
+        assert!(kinds(&picture).contains(&SegmentKind::Stack));
+        assert!(kinds(&picture).contains(&SegmentKind::Gap));
     }
 }

@@ -1,28 +1,39 @@
-//! The model: events in, state out.
+//! Turns events into a report.
 //!
-//! A [`Recorder`] takes events in order and can sum them up at any moment. It believes nothing it has not been told,
-//! and takes every event as it comes: a log may be cut, hostile, or begin in the middle. What it keeps is bounded,
-//! however long a recording lasts: counters for everything, detail for the address spaces that matter most.
+//! Nothing here knows where events come from. A report can be asked for at any moment, and the same events always give
+//! the same one. Memory is bounded: whatever grows with the number of events is thinned, and of very many address
+//! spaces only some keep more than counters.
 
 mod address_space;
 mod calls;
-mod comparison;
+mod check;
 mod layout;
+mod notices;
 mod process;
 mod program_break;
+mod programs;
 mod regions;
 mod steps;
 mod timeline;
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::collections::BinaryHeap;
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
 
-use self::address_space::AddressSpace;
-use self::address_space::Birth;
-use self::calls::CallCounts;
-use self::process::Process;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::io::BufRead;
+
+use address_space::AddressSpace;
+use address_space::Birth;
+use calls::CallCounts;
+use notices::Notices;
+use process::Process;
+use process::SpaceList;
+use programs::ProgramId;
+use programs::Programs;
+
 use crate::event::EndReason;
 use crate::event::Event;
 use crate::event::EventKind;
@@ -31,368 +42,144 @@ use crate::event::NoticeCode;
 use crate::event::Origin;
 use crate::event::Outcome;
 use crate::event::Recording;
+use crate::event::Snapshot;
 use crate::event::SpaceId;
-use crate::report;
+use crate::event_log::LogError;
+use crate::event_log::LogReader;
 use crate::report::RecordingEnd;
 use crate::report::Report;
+use crate::report::SCHEMA_NAME;
+use crate::report::SCHEMA_VERSION;
 use crate::report::Schema;
 use crate::report::SpaceOrigin;
 use crate::report::Tool;
 use crate::report::Totals;
 use crate::units::Timestamp;
 
-/// Address spaces that keep timeline, steps and layout after their end.
+/// Most address spaces that keep steps, timeline and layout. Live ones always do.
 const MOST_DETAILED: usize = 256;
-/// Address spaces, and processes, that are kept at all after their end; the sums count all.
-const MOST_KEPT: usize = 4096;
-/// Notices that are kept.
-const MOST_NOTICES: usize = 100;
 
-/// Takes events and keeps their sum.
-#[derive(Clone, Debug)]
+/// Most ended address spaces that a report lists; the totals count all.
+const MOST_LISTED: usize = 2048;
+
+/// Takes events, one by one and in any order, and sums them up.
+#[derive(Debug)]
 pub struct Recorder {
     recording: Recording,
     page_size: u64,
-    spaces: BTreeMap<SpaceId, AddressSpace>,
-    /// Processes in order of appearance; a number may come back after its process has ended.
-    processes: BTreeMap<u64, Process>,
-    processes_seen: u64,
-    /// The latest process of each number.
-    by_pid: HashMap<u32, u64>,
-    /// How many live processes use an address space.
-    users: HashMap<SpaceId, u32>,
-    first_space: Option<SpaceId>,
-    /// Ended address spaces with detail, and all ended ones: the smallest on top.
-    detailed: BinaryHeap<Reverse<(u64, SpaceId)>>,
-    ended: BinaryHeap<Reverse<(u64, SpaceId)>>,
-    ended_processes: BinaryHeap<Reverse<u64>>,
-    /// Sums of what is no longer kept.
-    dropped: Sums,
-    threads: u64,
-    notices: Vec<Notice>,
-    notices_left_out: u64,
-    end_reason: Option<EndReason>,
-    last_time: Timestamp,
     events: u64,
+    last_time: Timestamp,
+    end_reason: Option<EndReason>,
+    notices: Notices,
+    programs: Programs,
+    processes: Vec<Process>,
+    /// Index of the latest process with each number.
+    process_by_pid: HashMap<u32, usize>,
+    spaces: Vec<AddressSpace>,
+    space_by_id: HashMap<SpaceId, usize>,
+    detail: DetailKeeper,
 }
 
-/// What is summed up over address spaces.
-#[derive(Clone, Debug, Default)]
-struct Sums {
-    address_spaces: u64,
-    break_grown_bytes: u64,
-    break_shrunk_bytes: u64,
-    break_grow_calls: u64,
-    break_shrink_calls: u64,
-    anonymous_grown_bytes: u64,
-    anonymous_shrunk_bytes: u64,
-    calls: CallCounts,
-}
-
-impl Sums {
-    fn add(&mut self, space: &AddressSpace) {
-        let program_break = space.program_break();
-        let add = |sum: &mut u64, value: u64| *sum = sum.saturating_add(value);
-        add(&mut self.address_spaces, 1);
-        add(&mut self.break_grown_bytes, program_break.grown_bytes());
-        add(&mut self.break_shrunk_bytes, program_break.shrunk_bytes());
-        add(&mut self.break_grow_calls, program_break.grow_calls());
-        add(&mut self.break_shrink_calls, program_break.shrink_calls());
-        add(
-            &mut self.anonymous_grown_bytes,
-            space.anonymous_grown_bytes(),
-        );
-        add(
-            &mut self.anonymous_shrunk_bytes,
-            space.anonymous_shrunk_bytes(),
-        );
-        self.calls.add(space.calls());
-    }
+/// Which address spaces keep their detail.
+///
+/// Not to lose it are the live ones, the first of the recording, and of the ended ones the one whose heap grew most,
+/// as it may be what the report is about. Of the others those with the lowest peaks go first.
+#[derive(Debug, Default)]
+struct DetailKeeper {
+    /// How many have detail.
+    detailed: usize,
+    /// Ended ones that may lose it, by peak; of equals, the latest goes first.
+    candidates: BTreeSet<(u64, Reverse<usize>)>,
+    /// The ended one that grew most.
+    leader: Option<usize>,
 }
 
 impl Recorder {
-    /// A recorder that has seen nothing yet.
+    /// A recorder for a recording of which no event has been seen.
     #[must_use]
     pub fn new(recording: Recording) -> Self {
-        // A hostile log may name any page size; arithmetic needs a power of two.
         let page_size = recording.machine.page_size;
-        let page_size = if page_size.is_power_of_two() {
-            page_size
-        } else {
-            4096
-        };
         Self {
+            // All arithmetic on pages needs a power of two, which a damaged log may not give.
+            page_size: if page_size.is_power_of_two() {
+                page_size
+            } else {
+                4096
+            },
             recording,
-            page_size,
-            spaces: BTreeMap::new(),
-            processes: BTreeMap::new(),
-            processes_seen: 0,
-            by_pid: HashMap::new(),
-            users: HashMap::new(),
-            first_space: None,
-            detailed: BinaryHeap::new(),
-            ended: BinaryHeap::new(),
-            ended_processes: BinaryHeap::new(),
-            dropped: Sums::default(),
-            threads: 0,
-            notices: Vec::new(),
-            notices_left_out: 0,
-            end_reason: None,
-            last_time: Timestamp(0),
             events: 0,
+            last_time: Timestamp(0),
+            end_reason: None,
+            notices: Notices::default(),
+            programs: Programs::default(),
+            processes: Vec::new(),
+            process_by_pid: HashMap::new(),
+            spaces: Vec::new(),
+            space_by_id: HashMap::new(),
+            detail: DetailKeeper::default(),
         }
     }
 
-    /// Takes the next event.
+    /// Records the next event. Events that contradict others, or name what nobody announced, are taken as they come.
     pub fn record(&mut self, event: &Event) {
         self.events += 1;
         self.last_time = self.last_time.max(event.time);
         match &event.kind {
-            EventKind::ProcessStarted { .. } => self.process_started(event),
-            EventKind::ThreadStarted => self.thread_started(event),
-            EventKind::ThreadEnded | EventKind::NotDecoded { .. } => {}
-            EventKind::Exec { .. } => self.exec(event),
-            EventKind::ProcessEnded { outcome } => self.process_ended(event, *outcome),
-            EventKind::Notice(notice) => self.notice(notice),
-            EventKind::RecordingEnded { reason } => self.end_reason = Some(*reason),
-            _ => self.memory(event),
-        }
-    }
-
-    fn process_started(&mut self, event: &Event) {
-        let EventKind::ProcessStarted {
-            origin,
-            parent,
-            from_space,
-            program,
-            arguments,
-        } = &event.kind
-        else {
-            return;
-        };
-        let arguments = process::cut(arguments);
-        if !self.spaces.contains_key(&event.space) {
-            let origin = match (origin, from_space) {
-                (Origin::Launched, _) => SpaceOrigin::Exec,
-                (Origin::Forked, Some(from)) => SpaceOrigin::Forked(*from),
-                _ => SpaceOrigin::Attached,
-            };
-            self.new_space(event, program.clone(), arguments.clone(), origin);
-        }
-        if *origin == Origin::Forked
-            && let Some(from) = from_space.filter(|from| *from != event.space)
-            && let Some(parent) = self.spaces.get(&from).cloned()
-            && let Some(space) = self.spaces.get_mut(&event.space)
-        {
-            space.copy_from(&parent);
-        }
-        self.new_process(event, *origin, *parent, program.clone(), arguments);
-    }
-
-    fn new_process(
-        &mut self,
-        event: &Event,
-        origin: Origin,
-        parent: Option<u32>,
-        program: String,
-        arguments: Vec<String>,
-    ) {
-        // A number that comes back without an end: the end was not seen.
-        self.end_process(event.pid, event.time, Outcome::Vanished);
-        let index = self.processes_seen;
-        self.processes_seen += 1;
-        self.threads += 1;
-        self.by_pid.insert(event.pid, index);
-        *self.users.entry(event.space).or_default() += 1;
-        let process = Process {
-            pid: event.pid,
-            parent,
-            origin,
-            started: event.time,
-            ended: None,
-            outcome: None,
-            program,
-            arguments,
-            spaces: vec![event.space],
-            threads: 1,
-        };
-        self.processes.insert(index, process);
-    }
-
-    fn new_space(
-        &mut self,
-        event: &Event,
-        program: String,
-        arguments: Vec<String>,
-        origin: SpaceOrigin,
-    ) {
-        self.first_space.get_or_insert(event.space);
-        let birth = Birth {
-            id: event.space,
-            pid: event.pid,
-            program,
-            arguments,
-            origin,
-            time: event.time,
-            page_size: self.page_size,
-        };
-        self.spaces.insert(event.space, AddressSpace::new(birth));
-    }
-
-    fn live_process(&mut self, pid: u32) -> Option<&mut Process> {
-        let index = self.by_pid.get(&pid)?;
-        self.processes
-            .get_mut(index)
-            .filter(|process| process.ended.is_none())
-    }
-
-    fn thread_started(&mut self, event: &Event) {
-        self.make_known(event);
-        self.threads += 1;
-        if let Some(process) = self.live_process(event.pid) {
-            process.threads += 1;
-        }
-    }
-
-    /// Makes process and address space of an event known of whose beginning nobody told.
-    fn make_known(&mut self, event: &Event) {
-        if !self.spaces.contains_key(&event.space) {
-            self.new_space(
-                event,
-                "unknown".to_owned(),
-                Vec::new(),
-                SpaceOrigin::Attached,
-            );
-        }
-        if self.live_process(event.pid).is_none() {
-            self.new_process(
-                event,
-                Origin::Attached,
-                None,
-                "unknown".to_owned(),
-                Vec::new(),
-            );
-        }
-    }
-
-    fn exec(&mut self, event: &Event) {
-        let EventKind::Exec {
-            program, arguments, ..
-        } = &event.kind
-        else {
-            return;
-        };
-        let arguments = process::cut(arguments);
-        if !self.spaces.contains_key(&event.space) {
-            self.new_space(event, program.clone(), arguments.clone(), SpaceOrigin::Exec);
-        }
-        self.make_known(event);
-        let Some(process) = self.live_process(event.pid) else {
-            return;
-        };
-        process.program.clone_from(program);
-        process.arguments = arguments;
-        let left = process
-            .spaces
-            .last()
-            .copied()
-            .filter(|left| *left != event.space);
-        if let Some(left) = left {
-            process.spaces.push(event.space);
-            *self.users.entry(event.space).or_default() += 1;
-            self.leave_space(left, event.time);
-        }
-    }
-
-    fn process_ended(&mut self, event: &Event, outcome: Outcome) {
-        self.make_known(event);
-        self.end_process(event.pid, event.time, outcome);
-    }
-
-    fn end_process(&mut self, pid: u32, time: Timestamp, outcome: Outcome) {
-        let Some(process) = self.live_process(pid) else {
-            return;
-        };
-        process.ended = Some(time);
-        process.outcome = Some(outcome);
-        let left = process.spaces.last().copied();
-        let index = self.by_pid.remove(&pid).unwrap_or_default();
-        // The first one is what the recording is about, and stays.
-        if index > 0 {
-            self.ended_processes.push(Reverse(index));
-        }
-        if self.ended_processes.len() > MOST_KEPT
-            && let Some(Reverse(oldest)) = self.ended_processes.pop()
-        {
-            self.processes.remove(&oldest);
-        }
-        if let Some(space) = left {
-            self.leave_space(space, time);
-        }
-    }
-
-    /// A process no longer uses an address space; with the last one it ends.
-    fn leave_space(&mut self, id: SpaceId, time: Timestamp) {
-        if let Some(users) = self.users.get_mut(&id) {
-            *users = users.saturating_sub(1);
-            if *users > 0 {
-                return;
+            EventKind::ProcessStarted {
+                origin,
+                parent,
+                from_space,
+                program,
+                arguments,
+            } => {
+                let program = self.program(*from_space, program, arguments);
+                self.process_started(event, *origin, *parent, *from_space, program);
             }
-        }
-        self.users.remove(&id);
-        let Some(space) = self.spaces.get_mut(&id).filter(|space| !space.has_ended()) else {
-            return;
-        };
-        space.end(time);
-        let peak = space.peak_bytes();
-        if Some(id) == self.first_space {
-            return;
-        }
-        self.detailed.push(Reverse((peak, id)));
-        self.ended.push(Reverse((peak, id)));
-        if self.detailed.len() > MOST_DETAILED
-            && let Some(Reverse((_, smallest))) = self.detailed.pop()
-            && let Some(space) = self.spaces.get_mut(&smallest)
-        {
-            space.drop_detail();
-        }
-        if self.ended.len() > MOST_KEPT
-            && let Some(Reverse((_, smallest))) = self.ended.pop()
-            && let Some(space) = self.spaces.remove(&smallest)
-        {
-            self.dropped.add(&space);
-        }
-    }
-
-    /// A call, or a snapshot.
-    fn memory(&mut self, event: &Event) {
-        self.make_known(event);
-        if let Some(space) = self.spaces.get_mut(&event.space) {
-            space.apply(event.time, event.tid, &event.kind);
+            EventKind::ThreadStarted => self.thread_started(event),
+            EventKind::ThreadEnded => {
+                self.process(event);
+            }
+            EventKind::Exec {
+                program, arguments, ..
+            } => {
+                let program = self.programs.add(program, arguments, None);
+                self.exec(event, program);
+            }
+            EventKind::ProcessEnded { outcome } => self.process_ended(event, *outcome),
+            EventKind::Snapshot(snapshot) => self.snapshot(event, snapshot),
+            EventKind::Notice(notice) => self.note(notice),
+            EventKind::RecordingEnded { reason } => self.end_reason = Some(*reason),
+            EventKind::Brk { .. }
+            | EventKind::Mmap { .. }
+            | EventKind::Munmap { .. }
+            | EventKind::Mremap { .. }
+            | EventKind::Mprotect { .. }
+            | EventKind::Madvise { .. }
+            | EventKind::Shmat { .. }
+            | EventKind::Shmdt { .. }
+            | EventKind::RemapFilePages { .. }
+            | EventKind::MapShadowStack { .. }
+            | EventKind::NotDecoded { .. } => self.memory_call(event),
         }
     }
 
-    fn notice(&mut self, notice: &Notice) {
-        if self.notices.contains(notice) {
-            return;
-        }
-        if self.notices.len() < MOST_NOTICES {
-            self.notices.push(notice.clone());
-        } else {
-            self.notices_left_out += 1;
-        }
+    /// Adds something that the reader of the report should know and that is no event of the recording.
+    pub fn note(&mut self, notice: &Notice) {
+        self.notices.add(notice);
     }
 
-    /// Sums up what has been recorded so far.
+    /// What the events so far add up to.
     #[must_use]
     pub fn report(&self) -> Report {
+        let spaces = self.listed_spaces();
+        let processes = self.listed_processes(&spaces);
         Report {
             schema: Schema {
-                name: report::SCHEMA_NAME.to_owned(),
-                version: report::SCHEMA_VERSION,
+                name: SCHEMA_NAME.to_owned(),
+                version: SCHEMA_VERSION,
             },
             tool: Tool {
-                name: "breaktrace".to_owned(),
+                name: env!("CARGO_PKG_NAME").to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
             recording: self.recording.clone(),
@@ -402,56 +189,401 @@ impl Recorder {
                 events: self.events,
             },
             totals: self.totals(),
-            main_space: self.main_space(),
-            processes: self.processes.values().map(Process::report).collect(),
-            address_spaces: self.spaces.values().map(AddressSpace::report).collect(),
-            notices: self.all_notices(),
+            main_space: main_space(&spaces),
+            processes: processes
+                .into_iter()
+                .map(|process| process.report(&self.programs))
+                .collect(),
+            address_spaces: spaces
+                .into_iter()
+                .map(|space| space.report(&self.programs))
+                .collect(),
+            notices: self.notices.report(),
         }
+    }
+
+    /// The address spaces that a report lists, by number: all of them, or of very many those that grew most.
+    fn listed_spaces(&self) -> Vec<&AddressSpace> {
+        let mut spaces: Vec<&AddressSpace> = self.spaces.iter().collect();
+        if spaces.len() > MOST_LISTED {
+            // What is live, and what the recording began with, is listed in any case.
+            let first = spaces[0].id;
+            spaces.sort_by_key(|space| {
+                let must = space.is_live() || space.id == first;
+                Reverse((must, space.grown_bytes(), Reverse(space.id)))
+            });
+            let live = spaces.iter().filter(|space| space.is_live()).count();
+            spaces.truncate(MOST_LISTED.max(live + 1));
+        }
+        // Reports are searched by number; numbers ascend in order of appearance, unless the log is not ours.
+        spaces.sort_by_key(|space| space.id);
+        spaces
+    }
+
+    /// The processes that a report lists: all of them, or of very many the first and those of listed address spaces.
+    fn listed_processes(&self, spaces: &[&AddressSpace]) -> Vec<&Process> {
+        if self.processes.len() <= MOST_LISTED {
+            return self.processes.iter().collect();
+        }
+        let pids: HashSet<u32> = spaces.iter().map(|space| space.pid).collect();
+        self.processes
+            .iter()
+            .enumerate()
+            .filter(|(index, process)| {
+                *index == 0 || process.ended.is_none() || pids.contains(&process.pid)
+            })
+            .map(|(_, process)| process)
+            .collect()
     }
 
     fn totals(&self) -> Totals {
-        let mut sums = self.dropped.clone();
-        for space in self.spaces.values() {
-            sums.add(space);
-        }
-        Totals {
-            processes: self.processes_seen,
-            threads: self.threads,
-            address_spaces: sums.address_spaces,
-            break_grown_bytes: sums.break_grown_bytes,
-            break_shrunk_bytes: sums.break_shrunk_bytes,
-            break_grow_calls: sums.break_grow_calls,
-            break_shrink_calls: sums.break_shrink_calls,
-            anonymous_grown_bytes: sums.anonymous_grown_bytes,
-            anonymous_shrunk_bytes: sums.anonymous_shrunk_bytes,
-            calls: sums.calls.report(),
-        }
-    }
-
-    /// The address space whose memory grew most; forked copies only if there is nothing else.
-    fn main_space(&self) -> Option<SpaceId> {
-        let rank = |space: &&AddressSpace| {
-            let is_program = !matches!(space.origin(), SpaceOrigin::Forked(_));
-            // Of equals, the earliest.
-            (is_program, space.grown_bytes(), Reverse(space.id()))
+        let mut totals = Totals {
+            processes: self.processes.len() as u64,
+            threads: self.processes.iter().map(|process| process.threads).sum(),
+            address_spaces: self.spaces.len() as u64,
+            ..Totals::default()
         };
-        self.spaces.values().max_by_key(rank).map(AddressSpace::id)
+        let mut calls = CallCounts::default();
+        let add = |sum: &mut u64, value: u64| *sum = sum.saturating_add(value);
+        for space in &self.spaces {
+            let program_break = &space.program_break;
+            add(&mut totals.break_grown_bytes, program_break.grown_bytes());
+            add(&mut totals.break_shrunk_bytes, program_break.shrunk_bytes());
+            add(&mut totals.break_grow_calls, program_break.grow_calls());
+            add(&mut totals.break_shrink_calls, program_break.shrink_calls());
+            add(
+                &mut totals.anonymous_grown_bytes,
+                space.anonymous_grown_bytes(),
+            );
+            add(
+                &mut totals.anonymous_shrunk_bytes,
+                space.anonymous_shrunk_bytes(),
+            );
+            calls.add(&space.calls);
+        }
+        totals.calls = calls.report();
+        totals
     }
 
-    fn all_notices(&self) -> Vec<Notice> {
-        let mut notices = self.notices.clone();
-        if self.notices_left_out > 0 {
-            notices.push(Notice {
-                code: NoticeCode::Incomplete,
-                message: format!("{} further notices are left out", self.notices_left_out),
-            });
+    /// Keeps the program of a new process, which is mostly that of the address space it came from.
+    fn program(
+        &mut self,
+        from_space: Option<SpaceId>,
+        path: &str,
+        arguments: &[String],
+    ) -> ProgramId {
+        let like = from_space
+            .and_then(|id| self.space_by_id.get(&id))
+            .map(|&index| self.spaces[index].program);
+        self.programs.add(path, arguments, like)
+    }
+
+    fn process_started(
+        &mut self,
+        event: &Event,
+        origin: Origin,
+        parent: Option<u32>,
+        from_space: Option<SpaceId>,
+        program: ProgramId,
+    ) {
+        let space_origin = match (origin, from_space) {
+            (Origin::Launched, _) => SpaceOrigin::Exec,
+            (Origin::Forked, Some(parent_space)) => SpaceOrigin::Forked(parent_space),
+            _ => SpaceOrigin::Attached,
+        };
+        let process = match self.process_by_pid.get(&event.pid).copied() {
+            // Events of a process may come before the one that announces it.
+            Some(index) if self.processes[index].implied => {
+                let process = &mut self.processes[index];
+                process.implied = false;
+                process.origin = origin;
+                process.parent = parent;
+                process.program = program;
+                if let Some(space) = process.space {
+                    let space = &mut self.spaces[space];
+                    if space.pid == event.pid && space.id == event.space {
+                        space.origin = space_origin;
+                        space.program = program;
+                    }
+                }
+                index
+            }
+            known => {
+                if let Some(index) = known {
+                    // Its number is in use again, so it ended, though nobody saw it.
+                    self.end_process(index, event.time, Outcome::Vanished);
+                }
+                self.add_process(event, origin, parent, program)
+            }
+        };
+        let space = self.space(event, space_origin, program);
+        self.join(process, space, event.time);
+        if let SpaceOrigin::Forked(parent_space) = self.spaces[space].origin
+            && let Some(&parent_index) = self.space_by_id.get(&parent_space)
+            && let Ok([child, parent]) = self.spaces.get_disjoint_mut([space, parent_index])
+        {
+            child.copy_from(parent, event.time);
         }
-        notices
+    }
+
+    fn thread_started(&mut self, event: &Event) {
+        let index = self.process(event);
+        if event.tid != event.pid {
+            self.processes[index].threads += 1;
+        }
+    }
+
+    fn exec(&mut self, event: &Event, program: ProgramId) {
+        let process = self.process_or_implied(event, |recorder| {
+            recorder.add_process(event, Origin::Attached, None, program)
+        });
+        self.processes[process].program = program;
+        let space = self.space(event, SpaceOrigin::Exec, program);
+        self.join(process, space, event.time);
+    }
+
+    fn process_ended(&mut self, event: &Event, outcome: Outcome) {
+        let process = self.process(event);
+        self.end_process(process, event.time, outcome);
+    }
+
+    fn snapshot(&mut self, event: &Event, snapshot: &Snapshot) {
+        let space = self.space_of(event);
+        self.spaces[space].record_snapshot(event.time, snapshot, &self.programs);
+    }
+
+    fn memory_call(&mut self, event: &Event) {
+        let space = self.space_of(event);
+        self.spaces[space].record_call(event);
+    }
+
+    /// Index of the address space that an event concerns. One that nobody announced belongs to the process of the
+    /// event, if that is not known to be elsewhere.
+    fn space_of(&mut self, event: &Event) -> usize {
+        if let Some(&index) = self.space_by_id.get(&event.space) {
+            return index;
+        }
+        let process = self.process(event);
+        let program = self.processes[process].program;
+        let space = self.space(event, SpaceOrigin::Attached, program);
+        if self.processes[process].space.is_none() && self.processes[process].ended.is_none() {
+            self.join(process, space, event.time);
+        }
+        space
+    }
+
+    /// Index of the event's process. One that nobody announced is one that was there when observation began.
+    fn process(&mut self, event: &Event) -> usize {
+        self.process_or_implied(event, |recorder| {
+            let unknown = recorder.programs.add("", &[], None);
+            let index = recorder.add_process(event, Origin::Attached, None, unknown);
+            let space = recorder.space(event, SpaceOrigin::Attached, unknown);
+            recorder.join(index, space, event.time);
+            index
+        })
+    }
+
+    fn process_or_implied(&mut self, event: &Event, add: impl FnOnce(&mut Self) -> usize) -> usize {
+        if let Some(&index) = self.process_by_pid.get(&event.pid) {
+            return index;
+        }
+        let index = add(self);
+        self.processes[index].implied = true;
+        index
+    }
+
+    fn add_process(
+        &mut self,
+        event: &Event,
+        origin: Origin,
+        parent: Option<u32>,
+        program: ProgramId,
+    ) -> usize {
+        let index = self.processes.len();
+        self.processes.push(Process {
+            pid: event.pid,
+            parent,
+            origin,
+            started: event.time,
+            ended: None,
+            program,
+            spaces: SpaceList::default(),
+            space: None,
+            threads: 1,
+            implied: false,
+        });
+        self.process_by_pid.insert(event.pid, index);
+        index
+    }
+
+    /// Index of the event's address space, which begins now if it is new.
+    fn space(&mut self, event: &Event, origin: SpaceOrigin, program: ProgramId) -> usize {
+        if let Some(&index) = self.space_by_id.get(&event.space) {
+            return index;
+        }
+        let index = self.spaces.len();
+        self.spaces.push(AddressSpace::new(Birth {
+            id: event.space,
+            origin,
+            program,
+            pid: event.pid,
+            time: event.time,
+            page_size: self.page_size,
+        }));
+        self.space_by_id.insert(event.space, index);
+        self.detail.detailed += 1;
+        self.limit_detail();
+        index
+    }
+
+    /// Lets a process leave the address space it is in, if it is another one, and join this one.
+    fn join(&mut self, process: usize, space: usize, time: Timestamp) {
+        if self.processes[process].space == Some(space) {
+            return;
+        }
+        self.leave(process, time);
+        let joined = &mut self.spaces[space];
+        if !joined.joined {
+            joined.joined = true;
+            joined.pid = self.processes[process].pid;
+        }
+        joined.members += 1;
+        let id = joined.id;
+        if !joined.is_live() {
+            self.revive(space);
+        }
+        let process = &mut self.processes[process];
+        process.space = Some(space);
+        process.spaces.add(id);
+    }
+
+    fn leave(&mut self, process: usize, time: Timestamp) {
+        let Some(index) = self.processes[process].space.take() else {
+            return;
+        };
+        let space = &mut self.spaces[index];
+        space.members = space.members.saturating_sub(1);
+        if space.members == 0 {
+            space.end(time);
+            self.offer(index);
+        }
+    }
+
+    fn end_process(&mut self, index: usize, time: Timestamp, outcome: Outcome) {
+        if self.processes[index].ended.is_some() {
+            return;
+        }
+        self.processes[index].ended = Some((time, outcome));
+        self.processes[index].implied = false;
+        self.leave(index, time);
+    }
+
+    /// An address space has ended: it, or the former leader, may lose its detail when there are too many.
+    fn offer(&mut self, index: usize) {
+        let leads = |recorder: &Self, leader: usize| {
+            let rank = |index: usize| {
+                let space = &recorder.spaces[index];
+                (
+                    !matches!(space.origin, SpaceOrigin::Forked(_)),
+                    space.grown_bytes(),
+                    Reverse(space.id),
+                )
+            };
+            rank(index) > rank(leader)
+        };
+        let outranked = match self.detail.leader {
+            Some(leader) if !leads(self, leader) => Some(index),
+            former => {
+                self.detail.leader = Some(index);
+                former
+            }
+        };
+        // The first of the recording is what was asked for.
+        if let Some(outranked) = outranked.filter(|&index| index != 0) {
+            let space = &self.spaces[outranked];
+            if space.has_detail() {
+                self.detail
+                    .candidates
+                    .insert((space.peak_bytes(), Reverse(outranked)));
+            }
+        }
+        self.limit_detail();
+    }
+
+    fn revive(&mut self, index: usize) {
+        let space = &mut self.spaces[index];
+        self.detail
+            .candidates
+            .remove(&(space.peak_bytes(), Reverse(index)));
+        if self.detail.leader == Some(index) {
+            self.detail.leader = None;
+        }
+        space.revive();
+    }
+
+    fn limit_detail(&mut self) {
+        while self.detail.detailed > MOST_DETAILED
+            && let Some((_, Reverse(index))) = self.detail.candidates.pop_first()
+        {
+            self.detail.detailed -= 1;
+            self.drop_detail(index);
+        }
+    }
+
+    fn drop_detail(&mut self, index: usize) {
+        let space = &mut self.spaces[index];
+        space.drop_detail();
+        // A forked child runs its parent's program, which may still be among the detailed ones.
+        if !matches!(space.origin, SpaceOrigin::Forked(_)) {
+            self.programs.shorten(space.program);
+        }
     }
 }
 
-/// What part of `whole` this is; `None` of nothing.
-#[expect(clippy::cast_precision_loss, reason = "a ratio, shown with two digits")]
-fn share(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
+/// The address space that the verdict is about: of the programs that ran, the one that grew most; a mere fork only if
+/// there is nothing else.
+fn main_space(spaces: &[&AddressSpace]) -> Option<SpaceId> {
+    spaces
+        .iter()
+        .max_by_key(|space| {
+            (
+                !matches!(space.origin, SpaceOrigin::Forked(_)),
+                space.grown_bytes(),
+                Reverse(space.id),
+            )
+        })
+        .map(|space| space.id)
+}
+
+/// Which share of growth went back, at most 1; `None` without growth.
+#[expect(clippy::cast_precision_loss, reason = "a ratio, shown with few digits")]
+fn share(shrunk_bytes: u64, grown_bytes: u64) -> Option<f64> {
+    (grown_bytes > 0).then(|| (shrunk_bytes as f64 / grown_bytes as f64).min(1.0))
+}
+
+/// Records all events of a log. Where it breaks off, a notice says so.
+///
+/// # Errors
+///
+/// The log cannot be read, is no log, is a newer one, or is damaged before its end.
+pub fn replay(log: impl BufRead) -> Result<Recorder, LogError> {
+    let mut reader = LogReader::open(log)?;
+    let mut recorder = Recorder::new(reader.recording().clone());
+    while let Some(event) = reader.next_event()? {
+        recorder.record(&event);
+    }
+    let info = reader.info();
+    if !info.complete {
+        let how = match info.cut_line {
+            Some(line) => format!("breaks off within line {line}"),
+            None => "ends without saying why the recording ended".to_owned(),
+        };
+        recorder.note(&Notice {
+            code: NoticeCode::Incomplete,
+            message: format!(
+                "the event log {how}: breaktrace was killed, or could not write on; all figures hold up to there"
+            ),
+        });
+    }
+    Ok(recorder)
 }

@@ -1,58 +1,84 @@
-//! One process and what became of it.
+//! Processes, and the address spaces they pass through.
 
+use super::programs::ProgramId;
+use super::programs::Programs;
 use crate::event::Origin;
 use crate::event::Outcome;
 use crate::event::SpaceId;
 use crate::report::ProcessReport;
 use crate::units::Timestamp;
 
-/// Longest command line that is kept, in bytes.
-const LONGEST_COMMAND: usize = 4096;
+/// The address spaces of a process, in order. Most have one or two, and those need no memory of their own: there may
+/// be tens of thousands of processes.
+#[derive(Debug, Default)]
+pub(super) struct SpaceList {
+    first: [Option<SpaceId>; 2],
+    more: Vec<SpaceId>,
+}
 
-/// A process (thread group).
-#[derive(Clone, Debug)]
+impl SpaceList {
+    /// Adds an address space, unless it is there already.
+    pub(super) fn add(&mut self, id: SpaceId) {
+        if self.first.contains(&Some(id)) || self.more.contains(&id) {
+            return;
+        }
+        match self.first.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some(id),
+            None => self.more.push(id),
+        }
+    }
+
+    fn report(&self) -> Vec<SpaceId> {
+        let first = self.first.iter().copied().flatten();
+        first.chain(self.more.iter().copied()).collect()
+    }
+}
+
+/// One process (thread group).
+#[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: u32,
     pub(super) parent: Option<u32>,
     pub(super) origin: Origin,
     pub(super) started: Timestamp,
-    pub(super) ended: Option<Timestamp>,
-    pub(super) outcome: Option<Outcome>,
-    pub(super) program: String,
-    pub(super) arguments: Vec<String>,
-    /// In order; it uses the last one.
-    pub(super) spaces: Vec<SpaceId>,
+    pub(super) ended: Option<(Timestamp, Outcome)>,
+    pub(super) program: ProgramId,
+    /// Address spaces it used, in order.
+    pub(super) spaces: SpaceList,
+    /// Where it is now: an index into the recorder's list.
+    pub(super) space: Option<usize>,
     pub(super) threads: u64,
+    /// No event told of its start: it was met in the middle of things.
+    pub(super) implied: bool,
 }
 
 impl Process {
-    pub(super) fn report(&self) -> ProcessReport {
+    pub(super) fn report(&self, programs: &Programs) -> ProcessReport {
         ProcessReport {
             pid: self.pid,
             parent: self.parent,
             origin: self.origin,
             started_ns: self.started,
-            ended_ns: self.ended,
-            outcome: self.outcome,
-            program: self.program.clone(),
-            arguments: self.arguments.clone(),
-            address_spaces: self.spaces.clone(),
+            ended_ns: self.ended.map(|(time, _)| time),
+            outcome: self.ended.map(|(_, outcome)| outcome),
+            program: programs.path(self.program).to_owned(),
+            arguments: programs.arguments(self.program),
+            address_spaces: self.spaces.report(),
             threads: self.threads,
         }
     }
 }
 
-/// Arguments as they are kept: cut where they are very long.
-pub(super) fn cut(arguments: &[String]) -> Vec<String> {
-    let mut room = LONGEST_COMMAND;
-    let mut kept = Vec::new();
-    for argument in arguments {
-        if argument.len() > room {
-            kept.push("…".to_owned());
-            break;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_spaces_stay_in_order_and_appear_once() {
+        let mut list = SpaceList::default();
+        for number in [3, 1, 3, 7, 2, 7] {
+            list.add(SpaceId(number));
         }
-        room -= argument.len();
-        kept.push(argument.clone());
+        assert_eq!(list.report(), [3, 1, 7, 2].map(SpaceId));
     }
-    kept
 }

@@ -15,6 +15,8 @@ pub(super) struct ProgramBreak {
     end: Option<Address>,
     highest: Option<Address>,
     exact: bool,
+    /// Whether `first` is known to the byte.
+    first_exact: bool,
     grow_calls: u64,
     grown_bytes: u64,
     shrink_calls: u64,
@@ -57,6 +59,11 @@ impl ProgramBreak {
         self.end
     }
 
+    /// Whether the break is known to the byte.
+    pub(super) fn is_exact(&self) -> bool {
+        self.exact
+    }
+
     /// Bytes of the heap now; `None` while not known.
     pub(super) fn size(&self) -> Option<u64> {
         self.size_at(self.end)
@@ -95,6 +102,7 @@ impl ProgramBreak {
             end: self.end,
             highest: self.end,
             exact: self.exact,
+            first_exact: self.exact,
             ..Self::default()
         }
     }
@@ -111,6 +119,7 @@ impl ProgramBreak {
         self.end = Some(address);
         self.highest = Some(address);
         self.exact = exact;
+        self.first_exact = exact;
     }
 
     /// `/proc` shows the break in this page, against what the calls told.
@@ -148,14 +157,12 @@ impl ProgramBreak {
 
     /// The break is exactly here, and no call under consideration has put it there.
     fn observe(&mut self, address: Address) {
-        if self.exact {
-            self.place(address);
-        } else if self.grow_calls + self.shrink_calls == 0 {
-            // What was known to a page until now is known to the byte.
-            self.learn_first(address, true);
-        } else {
+        if self.first_exact || self.grow_calls + self.shrink_calls > 0 {
             self.place(address);
             self.exact = true;
+        } else {
+            // What was known to a page until now, or not at all, is known to the byte.
+            self.learn_first(address, true);
         }
     }
 

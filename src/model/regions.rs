@@ -181,6 +181,14 @@ impl Regions {
         })
     }
 
+    /// End of the highest region that begins below this address; the address itself if that one reaches beyond.
+    pub(super) fn end_below(&self, address: Address) -> Address {
+        self.by_start
+            .range(..address)
+            .next_back()
+            .map_or(Address(0), |(_, &(end, _))| end.min(address))
+    }
+
     /// What lies in this range, cut to it, from bottom to top.
     pub(super) fn pieces(&self, span: Span) -> Vec<Region> {
         if span.is_empty() {

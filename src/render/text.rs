@@ -377,7 +377,8 @@ impl Page {
                 | NoticeCode::AslrStillOn
                 | NoticeCode::LatencyHeld
                 | NoticeCode::BreakRounded
-                | NoticeCode::StillRunning => (Tone::Plain, "note"),
+                | NoticeCode::StillRunning
+                | NoticeCode::NoticesLeftOut => (Tone::Plain, "note"),
             };
             self.paragraph(tone, &format!("{word}: {}", notice.message));
         }

@@ -148,13 +148,18 @@ pub(crate) fn program(path: &str) -> String {
     }
 }
 
-/// A program as one would type it: its name without the folder, then its arguments, quoted where a shell needs it.
-///
-/// The name is that of the file that runs, since the first argument is whatever the caller made it.
+/// A program as one would type it: the name it was called by, without the folder, then its arguments, quoted where a
+/// shell needs it. `sh` stays `sh` and `redis-server` stays `redis-server`, whatever file they are links to.
 pub(crate) fn command(path: &str, arguments: &[String]) -> String {
-    let mut out = match (path.is_empty(), arguments.first()) {
-        (true, Some(first)) => program(first),
-        _ => program(path),
+    let called = arguments
+        .first()
+        .map(String::as_str)
+        .filter(|name| !name.is_empty());
+    let mut out = match called {
+        // A title that a program has given itself, such as `redis-server *:6379`, is a line and not a name.
+        Some(title) if title.contains(' ') => harmless(title),
+        Some(name) => program(name),
+        None => program(path),
     };
     for argument in arguments.iter().skip(1) {
         out.push(' ');
@@ -270,7 +275,10 @@ mod tests {
     fn commands_read_as_one_would_type_them() {
         let arguments = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
         assert_eq!(
-            command("/usr/bin/python3", &arguments(&["x", "build.py"])),
+            command(
+                "/usr/bin/python3.11",
+                &arguments(&["/usr/bin/python3", "build.py"])
+            ),
             "python3 build.py"
         );
         assert_eq!(

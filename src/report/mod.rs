@@ -44,9 +44,10 @@ pub struct Report {
     pub totals: Totals,
     /// The address space that the verdict is about: the one whose heap grew most; `null` when nothing ran.
     pub main_space: Option<SpaceId>,
-    /// Processes, in order of appearance.
+    /// Processes, in order of appearance; of thousands, those of the address spaces that are listed.
     pub processes: Vec<ProcessReport>,
-    /// Address spaces, in order of appearance: one for each program that ran, as `exec` begins a new one.
+    /// Address spaces, in order of appearance: one for each program that ran, as `exec` begins a new one. Of thousands,
+    /// those that grew most; `totals` counts all.
     pub address_spaces: Vec<SpaceReport>,
     /// What could not be seen or done, and why.
     pub notices: Vec<Notice>,

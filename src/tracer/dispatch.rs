@@ -250,14 +250,7 @@ impl Tracer {
                 if let EventKind::NotDecoded { abi, .. } = &kind {
                     self.mention_undecoded(tid, &abi.clone());
                 }
-                match self.took_effect_after(tid, space, &kind) {
-                    Some(other) => {
-                        if let Some(event) = self.event(tid, space, kind) {
-                            self.delayed.push((other, event));
-                        }
-                    }
-                    None => self.record(tid, space, kind),
-                }
+                self.record_in_order(tid, space, kind);
             }
             Finished::AdviceTo { pidfd, events } => {
                 let target = proc::process_of_pidfd(tid, pidfd)
@@ -289,20 +282,42 @@ impl Tracer {
             .map(|(other, _)| *other)
     }
 
+    /// Hands out what a call did, after that on which it depends.
+    fn record_in_order(&mut self, tid: u32, space: SpaceId, kind: EventKind) {
+        let awaited = self.took_effect_after(tid, space, &kind);
+        let queue = self.delayed.get(&space);
+        let is_awaited =
+            queue.is_some_and(|queue| queue.iter().any(|(awaited, _)| *awaited == Some(tid)));
+        if awaited.is_none() && (queue.is_none() || is_awaited) {
+            self.record(tid, space, kind);
+        } else if let Some(event) = self.event(tid, space, kind) {
+            self.delayed
+                .entry(space)
+                .or_default()
+                .push_back((awaited, event));
+        }
+    }
+
     /// Hands out what waited for a call of this thread.
     fn release_delayed(&mut self, tid: u32) {
         if self.delayed.is_empty() {
             return;
         }
-        let (released, still): (Vec<_>, Vec<_>) = std::mem::take(&mut self.delayed)
-            .into_iter()
-            .partition(|(awaited, _)| *awaited == tid);
-        self.delayed = still;
         let now = self.now();
-        for (_, mut event) in released {
-            event.time = now;
-            self.ready.push_back(event);
+        for queue in self.delayed.values_mut() {
+            for (awaited, _) in queue
+                .iter_mut()
+                .filter(|(awaited, _)| *awaited == Some(tid))
+            {
+                *awaited = None;
+            }
+            while let Some((None, _)) = queue.front() {
+                let released = queue.pop_front();
+                self.ready
+                    .extend(released.map(|(_, event)| Event { time: now, ..event }));
+            }
         }
+        self.delayed.retain(|_, queue| !queue.is_empty());
     }
 
     fn mention_undecoded(&mut self, tid: u32, abi: &str) {
@@ -380,7 +395,9 @@ impl Tracer {
             let shares = sys::same_address_space(parent, child).unwrap_or(birth != Birth::Fork);
             if shares && proc::is_thread_of(child, pid) {
                 self.tracees.add_thread(child, pid, self.newborn());
-                self.thread_started(child, pid);
+                if !self.is_joining() {
+                    self.thread_started(child, pid);
+                }
             } else if self.options.follow || self.launched_with_filter() {
                 self.process_born(child, pid, space, birth, shares);
             } else {
@@ -450,6 +467,9 @@ impl Tracer {
         };
         self.tracees.processes.insert(child, process);
         self.tracees.add_thread(child, child, self.newborn());
+        if self.is_joining() {
+            return;
+        }
         self.process_started(child, origin, Some(parent), Some(parents_space));
         if copy_is_unsure {
             // Whether the calls under way came before the copy, only the copy itself tells.
@@ -469,7 +489,7 @@ impl Tracer {
             .collect();
         for tid in others {
             self.forget_thread(tid);
-            self.record_process(pid, tid, EventKind::ThreadEnded);
+            self.thread_ended(tid, pid);
         }
         self.tracees.leave_call(pid, self.newborn());
         let Some(process) = self.tracees.processes.get(&pid) else {
@@ -534,8 +554,12 @@ impl Tracer {
         };
         self.forget_thread(tid);
         if self.tracees.threads_of(pid).next().is_some() {
-            self.record_process(pid, tid, EventKind::ThreadEnded);
+            self.thread_ended(tid, pid);
         } else {
+            if self.is_joining() {
+                // It ended before it could be told of.
+                self.process_started(pid, Origin::Attached, None, None);
+            }
             // With the leader gone, all threads of a process end alike.
             self.process_ended(pid, outcome);
             if let Some(process) = self.tracees.processes.remove(&pid) {
@@ -580,6 +604,18 @@ impl Tracer {
     /// Tells of a new thread.
     pub(super) fn thread_started(&mut self, tid: u32, pid: u32) {
         self.record_process(pid, tid, EventKind::ThreadStarted);
+    }
+
+    /// Tells of the end of a thread that was not the last of its process.
+    fn thread_ended(&mut self, tid: u32, pid: u32) {
+        if !self.is_joining() {
+            self.record_process(pid, tid, EventKind::ThreadEnded);
+        }
+    }
+
+    /// Whether processes are still being joined: what exists is told when they stand still, and not before.
+    fn is_joining(&self) -> bool {
+        matches!(self.phase, Phase::Joining { .. })
     }
 
     /// Tells of the end of a process, once.

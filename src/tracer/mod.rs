@@ -142,8 +142,9 @@ pub struct Tracer {
     _handlers: Handlers,
     /// Events that are complete.
     ready: VecDeque<Event>,
-    /// Events that took effect after a call that this thread has not returned from yet.
-    delayed: Vec<(u32, Event)>,
+    /// Per address space, events that took effect after a call that this thread has not returned from yet, and all
+    /// later ones.
+    delayed: HashMap<SpaceId, VecDeque<(Option<u32>, Event)>>,
     /// Threads that stopped before we heard of their birth.
     parked: HashMap<u32, (Stop, Timestamp)>,
     /// Threads that ended before we heard of their birth.
@@ -263,7 +264,7 @@ impl Tracer {
             latency_told: false,
             _handlers: Handlers::install()?,
             ready: VecDeque::new(),
-            delayed: Vec::new(),
+            delayed: HashMap::new(),
             parked: HashMap::new(),
             stillborn: HashSet::new(),
             unwanted: HashSet::new(),
@@ -346,7 +347,7 @@ impl Tracer {
         if self.phase == Phase::Over {
             return;
         }
-        for (_, event) in std::mem::take(&mut self.delayed) {
+        for (_, event) in std::mem::take(&mut self.delayed).into_values().flatten() {
             self.ready.push_back(event);
         }
         let pid = self.recording.pids.first().copied().unwrap_or(0);

@@ -65,7 +65,15 @@ pub(super) fn arguments(tid: u32) -> Vec<String> {
         return Vec::new();
     }
     let cut = bytes.len() as u64 > LONGEST_COMMAND;
-    let text = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    let mut text = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    // A program that has written its title over its arguments leaves a tail of zeros.
+    if text.ends_with(&[0, 0]) {
+        let end = text
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last + 1);
+        text = &text[..end];
+    }
     let mut arguments: Vec<String> = text
         .split(|&byte| byte == 0)
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
