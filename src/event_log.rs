@@ -138,31 +138,24 @@ pub enum LogError {
         source: io::Error,
     },
     /// The file is empty, or breaks off within its first line.
-    #[error(
-        "it breaks off within line 1, before any event: breaktrace was stopped while it began; record again"
-    )]
+    #[error("it breaks off within line 1, before any event: breaktrace was stopped while it began")]
     NothingRecorded,
     /// Some other file.
-    #[error(
-        "line 1 is not the beginning of a breaktrace event log ({cause}); event logs are written by `breaktrace run --events FILE`"
-    )]
+    #[error("line 1 is not the beginning of a breaktrace event log ({cause})")]
     Foreign {
         /// What is wrong with the line.
         cause: String,
     },
     /// A newer breaktrace wrote it.
     #[error(
-        "line 1 says that it follows version {found} of the event log, and this breaktrace reads up to version {SCHEMA_VERSION}; use the breaktrace that wrote it, or a newer one"
+        "line 1 says that it follows version {found} of the event log, and this breaktrace reads up to version {SCHEMA_VERSION}"
     )]
     Newer {
         /// The log's version.
         found: u64,
     },
     /// A line that is not the last one is no event.
-    #[error(
-        "line {line} is damaged: {cause}; `head -n {} FILE` gives the part before it, which can be read",
-        line - 1
-    )]
+    #[error("line {line} is damaged: {cause}")]
     Damaged {
         /// The line, from 1.
         line: u64,
@@ -170,13 +163,32 @@ pub enum LogError {
         cause: String,
     },
     /// A line longer than any that breaktrace writes.
-    #[error(
-        "line {line} is longer than 64 MiB, which no event is; the file is damaged or no event log"
-    )]
+    #[error("line {line} is longer than 64 MiB, which no event is")]
     TooLong {
         /// The line, from 1.
         line: u64,
     },
+}
+
+impl LogError {
+    /// What to do next.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Unreadable { .. } => return None,
+            Self::NothingRecorded => "record again".to_owned(),
+            Self::Foreign { .. } => {
+                "event logs are written by `breaktrace run --events FILE`".to_owned()
+            }
+            Self::Newer { .. } => {
+                "read it with the breaktrace that wrote it, or a newer one".to_owned()
+            }
+            Self::Damaged { line, .. } | Self::TooLong { line } => format!(
+                "the part before it can be read: head -n {} FILE > PART",
+                line.saturating_sub(1)
+            ),
+        })
+    }
 }
 
 /// How much of an event log there was.
@@ -510,9 +522,10 @@ mod tests {
     fn a_damaged_line_in_the_middle_is_named() {
         let text = String::from_utf8(written()).unwrap();
         let damaged = text.replace("\"thread_started\"", "\"thread_stXrted\"");
-        let message = message(damaged.as_bytes());
+        let error = read(&[damaged.as_bytes()].concat()).unwrap_err();
+        let message = error.to_string();
         assert!(message.starts_with("line 2 is damaged: "), "{message}");
-        assert!(message.contains("head -n 1 FILE"), "{message}");
+        assert!(error.hint().unwrap().contains("head -n 1 FILE"));
     }
 
     #[test]

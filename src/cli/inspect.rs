@@ -50,7 +50,7 @@ fn read(path: &Path) -> Result<Report, Failure> {
         FileKind::EventLog => {
             file.rewind().map_err(cannot_read)?;
             let recorder = model::replay(BufReader::with_capacity(1 << 20, file))
-                .map_err(|error| unreadable(path, &error, None))?;
+                .map_err(|error| unreadable(path, &error, error.hint()))?;
             Ok(recorder.report())
         }
         FileKind::Report | FileKind::Unknown => {

@@ -12,8 +12,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("inherited", &[]),
     ("event_log", &["units", "event", "report"]),
     ("tracer", &["units", "mapping", "event", "inherited"]),
-    ("doctor", &["report"]),
-    ("model", &["units", "mapping", "event", "report"]),
+    ("doctor", &["event"]),
+    (
+        "model",
+        &["units", "mapping", "event", "event_log", "report"],
+    ),
     ("report", &["units", "event"]),
     ("render", &["units", "event", "report"]),
     ("demo", &["units", "event", "report", "tracer", "render"]),
