@@ -29,6 +29,7 @@ use crate::support::stop;
 use crate::support::threads_of;
 use crate::support::tracer_of;
 use crate::support::wait_until;
+use crate::support::wait_until_idle;
 
 /// breaktrace, attached.
 struct Attached {
@@ -157,15 +158,13 @@ fn a_running_process_runs_on() {
 
 #[test]
 fn a_sleeping_process_sleeps_on() {
-    let mut sleeper = Running::start(Command::new("sleep").arg("600"));
-    wait_until("it sleeps", || state(sleeper.pid()) == 'S');
-    let (_, report) = Attached::to(&[sleeper.pid()]).detach();
+    let mut puppet = puppet();
+    wait_until_idle(puppet.pid());
+    puppet.tell("nap 500");
+    let (_, report) = Attached::to(&[puppet.pid()]).detach();
     assert_eq!(report.processes[0].outcome, Some(Outcome::Detached));
-    expect_free(sleeper.pid());
-    wait_until("it sleeps", || {
-        assert!(!sleeper.has_ended(), "it woke up");
-        state(sleeper.pid()) == 'S'
-    });
+    expect_free(puppet.pid());
+    assert_eq!(puppet.line(), "slept 0", "its sleep was not cut short");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use tempfile::TempDir;
 /// After this long a program under test hangs, and is killed with everything it started.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Passes a test that cannot run here, and says so; fails it where everything has to run.
+/// Passes a test that lacks something that could be installed, and says so; fails it where everything has to run.
 pub(crate) fn skip(reason: &str) {
     assert!(
         std::env::var_os("BREAKTRACE_TEST_REQUIRE").is_none(),
@@ -38,6 +38,19 @@ pub(crate) fn skip(reason: &str) {
     );
     // Past the capture of the test harness: whoever runs the tests should see it.
     let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
+/// Passes a test that this machine rules out, whatever is installed, and says so.
+pub(crate) fn not_here(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
+/// Whether address space randomization can be turned off: containers often forbid it.
+pub(crate) fn can_fix_addresses() -> bool {
+    Command::new("setarch")
+        .args(["-R", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// The program under test.

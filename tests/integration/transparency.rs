@@ -9,11 +9,13 @@ use std::process::Stdio;
 use crate::support::Ended;
 use crate::support::Running;
 use crate::support::breaktrace;
+use crate::support::can_fix_addresses;
 use crate::support::child_running;
 use crate::support::compile;
 use crate::support::fact;
 use crate::support::finish;
 use crate::support::fixture;
+use crate::support::not_here;
 use crate::support::number;
 use crate::support::send;
 use crate::support::skip;
@@ -312,6 +314,9 @@ fn variables_are_added_and_the_others_stay() {
 
 #[test]
 fn randomization_is_off_on_request_only() {
+    if !can_fix_addresses() {
+        return not_here("address space randomization cannot be turned off here");
+    }
     let with = |options: &[&str]| {
         let ended = finish(
             breaktrace()
