@@ -66,7 +66,8 @@ fn cannot_run(program: &Path, code: i32, words: &[&str]) {
         .arg(&events)
         .arg("--")
         .arg(program);
-    let ended = finish(&mut command);
+    // A folder that may not be searched would come before the program that does not exist.
+    let ended = finish(command.env("PATH", "/usr/bin:/bin"));
     expect_failure(&ended, code, words);
     expect_next_step(&ended);
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
@@ -374,7 +375,8 @@ fn a_report_that_was_there_is_kept_when_the_new_one_fails() {
             .arg("run")
             .arg("-o")
             .arg(&report)
-            .args(["--", "no-such-program-here"]),
+            .args(["--", "no-such-program-here"])
+            .env("PATH", "/usr/bin:/bin"),
     );
     ended.expect_code(127);
     assert_eq!(fs::read_to_string(&report).unwrap(), "precious");
