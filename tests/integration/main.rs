@@ -15,5 +15,6 @@ mod layers;
 mod lifecycle;
 mod processes;
 mod recording;
+mod schema;
 mod support;
 mod transparency;
