@@ -1,4 +1,5 @@
 //! Calls by another ABI than the machine's own: decoded rightly, or said not to be decoded; never wrong.
+#![cfg(target_arch = "x86_64")]
 
 use std::path::PathBuf;
 
@@ -11,10 +12,6 @@ use crate::support::skip;
 use crate::support::trace;
 
 fn program(name: &str, flags: &[&str]) -> Option<PathBuf> {
-    if !cfg!(target_arch = "x86_64") {
-        skip("this machine has no i386 calls");
-        return None;
-    }
     let program = compile(name, flags);
     if program.is_none() {
         skip(&format!(

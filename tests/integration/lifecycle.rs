@@ -225,11 +225,9 @@ fn snapshots_come_on_request_and_at_intervals() {
     running.finish().expect_code(0);
     let report = files.report();
     expect_consistency(&report);
-    assert!(
-        report.address_spaces[0].checks.made >= 4,
-        "{:?}",
-        report.address_spaces[0].checks
-    );
+    // One that falls into a call cannot be compared.
+    let checks = &report.address_spaces[0].checks;
+    assert!(checks.made + checks.skipped >= 4, "{checks:?}");
 }
 
 #[test]

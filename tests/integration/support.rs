@@ -30,7 +30,7 @@ use tempfile::TempDir;
 /// After this long a program under test hangs, and is killed with everything it started.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Passes a test that cannot run here, and says so; fails it where everything has to run.
+/// Passes a test that lacks something that could be installed, and says so; fails it where everything has to run.
 pub(crate) fn skip(reason: &str) {
     assert!(
         std::env::var_os("BREAKTRACE_TEST_REQUIRE").is_none(),
@@ -38,6 +38,19 @@ pub(crate) fn skip(reason: &str) {
     );
     // Past the capture of the test harness: whoever runs the tests should see it.
     let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
+/// Passes a test that this machine rules out, whatever is installed, and says so.
+pub(crate) fn not_here(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+}
+
+/// Whether address space randomization can be turned off: containers often forbid it.
+pub(crate) fn can_fix_addresses() -> bool {
+    Command::new("setarch")
+        .args(["-R", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// The program under test.
@@ -409,6 +422,36 @@ pub(crate) fn threads_of(pid: u32) -> Vec<u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Waits until all threads of a process sleep, each in a call of its own.
+///
+/// Before this, one may still be on its way from a stop that has nothing to do with what the test is about to do.
+#[track_caller]
+pub(crate) fn wait_until_idle(pid: u32) {
+    wait_until("all threads sleep", || {
+        threads_of(pid).into_iter().all(|tid| state(tid) == 'S')
+    });
+}
+
+/// Stops a process whose threads all sleep, and waits until each has stopped.
+///
+/// Under trace one thread stops first for its tracer to let the signal through, and the others only when the whole
+/// process stops: then no thread gets back to the program before SIGCONT.
+#[track_caller]
+pub(crate) fn stop(pid: u32) {
+    wait_until_idle(pid);
+    assert!(send(pid, libc::SIGSTOP));
+    wait_until_stopped(pid);
+}
+
+#[track_caller]
+pub(crate) fn wait_until_stopped(pid: u32) {
+    wait_until("all threads have stopped", || {
+        threads_of(pid)
+            .into_iter()
+            .all(|tid| matches!(state(tid), 't' | 'T'))
+    });
 }
 
 /// The only child of a process, once it has one that runs `program`.
