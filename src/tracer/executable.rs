@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::launch::LaunchError;
+use super::launch_error::LaunchError;
 
 /// Enough for an ELF header with its program headers, and for the first line of a script: the kernel itself looks at
 /// 256 bytes (linux/binfmts.h, `BINPRM_BUF_SIZE`).

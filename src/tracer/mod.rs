@@ -13,6 +13,7 @@ mod dispatch;
 mod executable;
 mod latency;
 mod launch;
+mod launch_error;
 mod proc;
 mod requests;
 mod seccomp;
@@ -34,7 +35,7 @@ use nix::errno::Errno;
 
 pub use self::attach::AttachError;
 pub use self::launch::Launch;
-pub use self::launch::LaunchError;
+pub use self::launch_error::LaunchError;
 
 use self::latency::LatencyHold;
 use self::requests::Handlers;
