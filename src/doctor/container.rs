@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::Finding;
 use super::Status;
-use super::surroundings::namespace_inode;
-use super::surroundings::read_small;
+use super::small_files::namespace_inode;
+use super::small_files::read_small;
 
 /// Inode of the first PID namespace, PROC_PID_INIT_INO of linux/proc_ns.h.
 const FIRST_PID_NAMESPACE: u64 = 0xeffffffc;

@@ -6,6 +6,7 @@
 mod container;
 mod kernel_probes;
 mod ptrace_probes;
+mod small_files;
 mod surroundings;
 mod text;
 mod toy;

@@ -1,15 +1,14 @@
 //! What surrounds this process: its capabilities, the security modules, the container. Remedies depend on it.
 
 use std::fmt;
-use std::fs;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use nix::errno::Errno;
 
 use super::container::Container;
 use super::container::Kind;
+use super::small_files::namespace_inode;
+use super::small_files::read_small;
 
 /// Bit numbers of linux/capability.h.
 const CAP_SYS_PTRACE: u32 = 19;
@@ -223,24 +222,6 @@ const YAMA_FOR_GOOD: &str = "kernel.yama.ptrace_scope=3 holds until the next boo
 fn no_new_privileges() -> bool {
     // SAFETY: the request takes numbers only.
     unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 }
-}
-
-/// Inode number of a namespace, from a link such as `pid:[4026531836]`.
-pub(super) fn namespace_inode(link: &str) -> Option<u64> {
-    let target = fs::read_link(link).ok()?;
-    let (_, inode) = target.to_str()?.split_once(":[")?;
-    inode.strip_suffix(']')?.parse().ok()
-}
-
-/// The beginning of a small file, as text; `None` when it cannot be read. Never more than 64 KiB.
-pub(super) fn read_small(path: impl AsRef<Path>) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(64 << 10)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
