@@ -644,7 +644,8 @@ impl Tracer {
         }
     }
 
-    fn event(&self, tid: u32, space: SpaceId, kind: EventKind) -> Option<Event> {
+    /// An event of an address space, if that is recorded.
+    pub(super) fn event(&self, tid: u32, space: SpaceId, kind: EventKind) -> Option<Event> {
         let state = self
             .tracees
             .spaces

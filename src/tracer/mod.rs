@@ -44,7 +44,6 @@ use self::stop::Resume;
 use self::stop::Stop;
 use self::stop::Stopped;
 use self::tracee::Doing;
-use self::tracee::Process;
 use self::tracee::Space;
 use self::tracee::Tracees;
 use self::wait::Waited;
@@ -626,21 +625,46 @@ impl Tracer {
         }
     }
 
+    /// Takes stock and lets go of all that stand still; what can be told later is read after that.
     fn let_go(&mut self) {
-        let mut pids: Vec<(u32, SpaceId)> = self
+        let mut processes: Vec<(u32, SpaceId)> = self
             .tracees
             .processes
             .iter()
             .map(|(pid, process)| (*pid, process.space))
             .collect();
-        pids.sort_unstable();
+        processes.sort_unstable();
         let mut seen = HashSet::new();
-        for (pid, space) in pids {
-            if seen.insert(space) {
-                self.snapshot(space, SnapshotReason::End);
+        let mut snapshots: Vec<(u32, Event)> = Vec::new();
+        for (_, space) in &processes {
+            if seen.insert(*space) {
+                snapshots.extend(self.last_snapshot(*space));
             }
+        }
+        self.detach_held();
+        for (tid, mut event) in snapshots {
+            if let EventKind::Snapshot(snapshot) = &mut event.kind {
+                // The pages of a large heap take milliseconds to count, and may as well be those of a moment later.
+                snapshot.heap_pages = proc::heap_pages(tid, &snapshot.mappings);
+            }
+            event.time = self.now();
+            self.ready.push_back(event);
+        }
+        for (pid, _) in processes {
             self.process_ended(pid, Outcome::Detached);
         }
+    }
+
+    /// Reads the last snapshot of an address space whose threads stand still, but for the pages of its heap; and says
+    /// through which thread.
+    fn last_snapshot(&mut self, space: SpaceId) -> Option<(u32, Event)> {
+        self.threads_in(space).into_iter().find_map(|tid| {
+            let kind = self.read_snapshot(tid, space, SnapshotReason::End)?;
+            Some((tid, self.event(tid, space, kind)?))
+        })
+    }
+
+    fn detach_held(&mut self) {
         let held: Vec<u32> = self
             .tracees
             .threads
@@ -649,12 +673,8 @@ impl Tracer {
             .map(|(tid, _)| *tid)
             .collect();
         for tid in held {
-            if let Some((stopped, how)) = self
-                .tracees
-                .threads
-                .remove(&tid)
-                .and_then(|tracee| tracee.held)
-            {
+            let tracee = self.tracees.threads.remove(&tid);
+            if let Some((stopped, how)) = tracee.and_then(|tracee| tracee.held) {
                 detach(stopped, how);
             }
         }
@@ -671,34 +691,54 @@ impl Tracer {
 
     /// Takes a snapshot of an address space, through whichever of its threads still shows it.
     fn snapshot(&mut self, space: SpaceId, reason: SnapshotReason) {
-        let mut threads: Vec<(u32, u32)> = self
-            .tracees
-            .threads
-            .iter()
-            .filter(|(_, tracee)| {
-                let process: Option<&Process> = self.tracees.processes.get(&tracee.pid);
-                process.is_some_and(|process| process.space == space)
-            })
-            .map(|(tid, tracee)| (*tid, tracee.pid))
-            .collect();
-        threads.sort_unstable();
-        for (tid, _) in threads {
+        for tid in self.threads_in(space) {
             if self.snapshot_by(tid, space, reason) {
                 return;
             }
         }
     }
 
+    /// The threads that use an address space, in order.
+    fn threads_in(&self, space: SpaceId) -> Vec<u32> {
+        let processes = &self.tracees.processes;
+        let uses = |pid: &u32| {
+            processes
+                .get(pid)
+                .is_some_and(|process| process.space == space)
+        };
+        let mut threads: Vec<u32> = self
+            .tracees
+            .threads
+            .iter()
+            .filter(|(_, tracee)| uses(&tracee.pid))
+            .map(|(tid, _)| *tid)
+            .collect();
+        threads.sort_unstable();
+        threads
+    }
+
     /// Takes a snapshot of an address space through one of its threads. Returns whether that could be done.
     fn snapshot_by(&mut self, tid: u32, space: SpaceId, reason: SnapshotReason) -> bool {
-        let Some(snapshot) = self.read_snapshot(tid, space, reason) else {
+        let Some(mut kind) = self.read_snapshot(tid, space, reason) else {
             return false;
         };
-        self.record(tid, space, snapshot);
+        if let EventKind::Snapshot(snapshot) = &mut kind {
+            snapshot.heap_pages = match reason {
+                SnapshotReason::Request | SnapshotReason::Interval | SnapshotReason::End => {
+                    proc::heap_pages(tid, &snapshot.mappings)
+                }
+                // There is no heap yet; or a program stands still, and nobody has asked.
+                SnapshotReason::Start
+                | SnapshotReason::Attach
+                | SnapshotReason::Verify
+                | SnapshotReason::Resync => None,
+            };
+        }
+        self.record(tid, space, kind);
         true
     }
 
-    /// Reads the state of an address space through one of its threads, to be told of later.
+    /// Reads the state of an address space through one of its threads, but for the pages of its heap.
     fn read_snapshot(
         &mut self,
         tid: u32,

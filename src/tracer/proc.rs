@@ -92,7 +92,7 @@ pub(super) fn process_of_pidfd(tid: u32, pidfd: i32) -> Option<u32> {
         .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }
 
-/// Reads the state of the address space of thread `tid`; `None` if it is gone.
+/// Reads the state of the address space of thread `tid`, but for the pages of its heap; `None` if it is gone.
 pub(super) fn snapshot(tid: u32, reason: SnapshotReason, calls_under_way: u32) -> Option<Snapshot> {
     let mappings = mapping::read(tid).ok()?;
     // The address space of a thread that has ended is empty.
@@ -100,22 +100,21 @@ pub(super) fn snapshot(tid: u32, reason: SnapshotReason, calls_under_way: u32) -
         return None;
     }
     // Only what is new is read: programs stand still meanwhile, and short ones would pay for it most.
-    let (heap_start, memory, heap_pages) = match reason {
-        // Nothing of the program has run: it has no heap yet, and almost nothing is in memory.
-        SnapshotReason::Start => (heap_start(tid), None, None),
-        // The pages of a large heap take longer to count than an attached program should stand still.
-        SnapshotReason::Attach => (heap_start(tid), memory(tid), None),
+    let (heap_start, memory) = match reason {
+        // Nothing of the program has run: almost nothing of it is in memory.
+        SnapshotReason::Start => (heap_start(tid), None),
+        SnapshotReason::Attach => (heap_start(tid), memory(tid)),
         // A check needs the mappings alone.
-        SnapshotReason::Verify | SnapshotReason::Resync => (None, None, None),
+        SnapshotReason::Verify | SnapshotReason::Resync => (None, None),
         SnapshotReason::Request | SnapshotReason::Interval | SnapshotReason::End => {
-            (None, memory(tid), heap_pages(tid, &mappings))
+            (None, memory(tid))
         }
     };
     Some(Snapshot {
         reason,
         heap_start,
         memory,
-        heap_pages,
+        heap_pages: None,
         calls_under_way,
         mappings,
     })
@@ -164,7 +163,8 @@ fn memory_lines(status: &[u8]) -> Option<MemoryFigures> {
 const PAGE_PRESENT: u64 = 1 << 63;
 const PAGE_SWAPPED: u64 = 1 << 62;
 
-fn heap_pages(tid: u32, mappings: &[Mapping]) -> Option<PageFigures> {
+/// Counts the pages of the heap; a gigabyte takes some fifteen milliseconds. `None` without a heap.
+pub(super) fn heap_pages(tid: u32, mappings: &[Mapping]) -> Option<PageFigures> {
     let mut heaps = mappings
         .iter()
         .filter(|mapping| mapping.kind() == MappingKind::Heap)
