@@ -389,6 +389,7 @@ pub fn sniff(beginning: &[u8]) -> FileKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::AllocatorChoice;
     use crate::event::Capture;
     use crate::event::EndReason;
     use crate::event::Machine;
@@ -408,6 +409,7 @@ mod tests {
                 kernel: "6.18.0".into(),
                 page_size: 4096,
             },
+            allocator: AllocatorChoice::System,
             capture: Capture {
                 stops: Stops::EveryCall,
                 follow: false,
@@ -423,6 +425,7 @@ mod tests {
             pid: 1,
             tid: 1,
             space: SpaceId(1),
+            allocator: None,
             kind,
         }
     }

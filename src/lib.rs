@@ -16,5 +16,6 @@ pub mod mapping;
 pub mod model;
 pub mod render;
 pub mod report;
+pub mod stats_page;
 pub mod tracer;
 pub mod units;

@@ -252,6 +252,7 @@ fn broken_off(time: Timestamp, why: &str) -> Event {
         pid: 0,
         tid: 0,
         space: SpaceId(0),
+        allocator: None,
         kind: EventKind::Notice(Notice {
             code: NoticeCode::Incomplete,
             message: format!("the recording breaks off: {why}; the figures hold up to there"),

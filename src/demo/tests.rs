@@ -284,6 +284,7 @@ fn calls_belong_to_the_step_whose_mark_follows() {
             pid: 1,
             tid: 1,
             space: SpaceId(1),
+            allocator: None,
             kind,
         });
     };

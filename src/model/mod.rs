@@ -160,6 +160,11 @@ impl Recorder {
             | EventKind::RemapFilePages { .. }
             | EventKind::MapShadowStack { .. }
             | EventKind::NotDecoded { .. } => self.memory_call(event),
+            EventKind::AllocatorFound(_)
+            | EventKind::AllocatorAbsent(_)
+            | EventKind::AllocatorRead(_)
+            | EventKind::HeapError(_)
+            | EventKind::HeapWalked(_) => {}
         }
     }
 

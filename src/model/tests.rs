@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::event::Advice;
+use crate::event::AllocatorChoice;
 use crate::event::CallResult;
 use crate::event::Capture;
 use crate::event::Errno;
@@ -56,6 +57,7 @@ fn recording() -> Recording {
             kernel: "6.18.0".into(),
             page_size: PAGE,
         },
+        allocator: AllocatorChoice::System,
         capture: Capture {
             stops: Stops::MemoryCalls,
             follow: true,
@@ -111,6 +113,7 @@ impl Story {
             pid: self.pid,
             tid: self.pid,
             space: SpaceId(self.space),
+            allocator: None,
             kind,
         };
         self.recorder.record(&event);
@@ -838,6 +841,7 @@ fn threads_are_counted_with_the_first() {
         pid: 10,
         tid: 12,
         space: SpaceId(1),
+        allocator: None,
         kind: EventKind::ThreadStarted,
     };
     story.recorder.record(&event);
@@ -992,6 +996,7 @@ fn a_million_events_are_counted_exactly_and_kept_in_part() {
         pid: 10,
         tid: 10,
         space: SpaceId(1),
+        allocator: None,
         kind: EventKind::ThreadEnded,
     };
     for round in 0..500_000_u64 {
@@ -1301,6 +1306,7 @@ fn no_order_and_no_content_of_events_does_harm() {
                 pid: small,
                 tid: bits,
                 space: SpaceId(u32::try_from(random() % 6).unwrap()),
+                allocator: None,
                 kind,
             });
         }

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::event::AllocatorChoice;
 use crate::event::Capture;
 use crate::event::EndReason;
 use crate::event::Machine;
@@ -89,6 +90,7 @@ fn recording(command: &[&str]) -> Recording {
             kernel: "6.18.44".into(),
             page_size: 4_096,
         },
+        allocator: AllocatorChoice::System,
         capture: Capture {
             stops: Stops::MemoryCalls,
             follow: true,

@@ -662,6 +662,7 @@ impl Tracer {
             pid,
             tid,
             space,
+            allocator: None,
             kind,
         })
     }

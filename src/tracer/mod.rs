@@ -48,6 +48,7 @@ use self::tracee::Space;
 use self::tracee::Tracees;
 use self::wait::Waited;
 use self::wait::Waiter;
+use crate::event::AllocatorChoice;
 use crate::event::Capture;
 use crate::event::EndReason;
 use crate::event::Event;
@@ -248,6 +249,7 @@ impl Tracer {
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |elapsed| elapsed.as_secs()),
                 machine: machine(),
+                allocator: AllocatorChoice::System,
                 capture: Capture {
                     stops,
                     follow: options.follow,
@@ -372,6 +374,7 @@ impl Tracer {
             pid,
             tid,
             space,
+            allocator: None,
             kind,
         };
         self.ready.push_back(event);

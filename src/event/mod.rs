@@ -6,6 +6,23 @@
 //! Flags and advice keep the numbers of Linux's generic ABI and are shown by name; names and meanings are those of
 //! mmap(2), mremap(2) and madvise(2).
 
+mod allocator;
+
+pub use allocator::AbsenceReason;
+pub use allocator::AllocatorAbsence;
+pub use allocator::AllocatorCall;
+pub use allocator::AllocatorCause;
+pub use allocator::AllocatorFigures;
+pub use allocator::AllocatorReading;
+pub use allocator::AllocatorSetup;
+pub use allocator::ClassReading;
+pub use allocator::FoundBy;
+pub use allocator::HeapError;
+pub use allocator::HeapErrorKind;
+pub use allocator::HeapWalk;
+pub use allocator::ReadingMoment;
+pub use allocator::SizeCount;
+
 use std::fmt;
 
 use serde::Deserialize;
@@ -36,6 +53,9 @@ pub struct Event {
     pub tid: u32,
     /// Address space it concerns.
     pub space: SpaceId,
+    /// Present if the bundled allocator made this memory call itself, and not the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator: Option<AllocatorCall>,
     /// What it was.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -203,6 +223,16 @@ pub enum EventKind {
     },
     /// The state of the address space as `/proc` showed it.
     Snapshot(Box<Snapshot>),
+    /// The bundled allocator has begun in this address space.
+    AllocatorFound(AllocatorSetup),
+    /// The bundled allocator was asked for, or a page of it was found, and there will be no figures.
+    AllocatorAbsent(AllocatorAbsence),
+    /// The bundled allocator's figures.
+    AllocatorRead(Box<AllocatorReading>),
+    /// The bundled allocator found an error in the program's use of its heap.
+    HeapError(HeapError),
+    /// The bundled allocator's heap was looked through from outside.
+    HeapWalked(HeapWalk),
     /// Something the reader of the recording should know.
     Notice(Notice),
     /// The recording is complete: written last.
@@ -674,6 +704,23 @@ pub struct Recording {
     pub machine: Machine,
     /// How events were obtained.
     pub capture: Capture,
+    /// Which malloc library was preloaded into the program.
+    #[serde(default)]
+    pub allocator: AllocatorChoice,
+}
+
+/// Which malloc library was preloaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum AllocatorChoice {
+    /// None: the program uses its own, as a rule the C library's.
+    #[default]
+    System,
+    /// The one that comes with breaktrace.
+    Bundled,
+    /// The library in this file.
+    Library(String),
 }
 
 /// How processes came under observation.
@@ -734,6 +781,7 @@ mod tests {
             pid: 40,
             tid: 41,
             space: SpaceId(1),
+            allocator: None,
             kind,
         };
         let line = serde_json::to_string(&event).unwrap();
