@@ -197,40 +197,57 @@ impl Arena {
         let own = bin_of(need);
         // SAFETY: chunks in bins are free, and the caller holds the lock.
         unsafe {
-            let mut candidate = self.bins.head(own);
-            for _ in 0..LOOKS {
-                if candidate == 0 {
-                    break;
-                }
-                let chunk = Chunk(candidate);
-                let tag = chunk.tag();
-                if !tag.is_valid(chunk.0, self.secret) || tag.has(IN_USE) {
-                    self.drop_bin(heap, own, chunk);
-                    break;
-                }
-                if tag.size() >= need {
-                    return self.take_free(heap, chunk, tag.size(), need);
-                }
-                candidate = chunk.links().0;
-                if !self.may_be_chunk(candidate) {
-                    self.drop_bin(heap, own, chunk);
-                    break;
-                }
+            // Its own bin also has chunks that are too small.
+            if let Some((chunk, size)) = self.lowest_in(heap, own, need) {
+                return self.take_free(heap, chunk, size, need);
             }
             loop {
                 let bin = self.bins.first_filled(own + 1)?;
-                let chunk = Chunk(self.bins.head(bin));
-                let tag = chunk.tag();
-                if tag.is_valid(chunk.0, self.secret) && !tag.has(IN_USE) && tag.size() >= need {
-                    return self.take_free(heap, chunk, tag.size(), need);
+                if let Some((chunk, size)) = self.lowest_in(heap, bin, need) {
+                    return self.take_free(heap, chunk, size, need);
                 }
-                if tag.is_valid(chunk.0, self.secret) && !tag.has(IN_USE) {
-                    // Only the last bin holds chunks of very different sizes.
+                // An overwritten bin was given up; in the last, of all sizes, none that was looked at fits.
+                if self.bins.head(bin) != 0 {
                     return None;
                 }
-                self.drop_bin(heap, bin, chunk);
             }
         }
+    }
+
+    /// Of the first chunks of a bin that hold `need` bytes the one at the lowest address, so that the top becomes free
+    /// sooner; and its size.
+    unsafe fn lowest_in<K: Kernel>(
+        &mut self,
+        heap: &Heap<K>,
+        bin: usize,
+        need: usize,
+    ) -> Option<(Chunk, usize)> {
+        let mut found: Option<(Chunk, usize)> = None;
+        let mut candidate = self.bins.head(bin);
+        for _ in 0..LOOKS {
+            if candidate == 0 {
+                break;
+            }
+            let chunk = Chunk(candidate);
+            // SAFETY: chunks in bins are free, and the caller holds the lock; links are followed only where they can be
+            // those of chunks.
+            unsafe {
+                let tag = chunk.tag();
+                if !tag.is_valid(chunk.0, self.secret) || tag.has(IN_USE) {
+                    self.drop_bin(heap, bin, chunk);
+                    return None;
+                }
+                if tag.size() >= need && found.is_none_or(|(lowest, _)| chunk < lowest) {
+                    found = Some((chunk, tag.size()));
+                }
+                candidate = chunk.links().0;
+            }
+            if !self.may_be_chunk(candidate) {
+                self.drop_bin(heap, bin, chunk);
+                return None;
+            }
+        }
+        found
     }
 
     /// Makes a free chunk one in use, and gives back what is left over.

@@ -1047,7 +1047,10 @@ impl<K: Kernel> Heap<K> {
     ) -> T {
         let result = if !cache.is_null() {
             // SAFETY: the calling thread owns it.
-            action(unsafe { &mut *cache }, false)
+            let cache = unsafe { &mut *cache };
+            let result = action(cache, false);
+            self.hear(cache);
+            result
         } else if !self.has_begun() {
             T::default()
         } else {
@@ -1061,7 +1064,9 @@ impl<K: Kernel> Heap<K> {
                 let result = if shared.is_null() {
                     T::default()
                 } else {
-                    action(&mut *shared, self.page().settings.guard.get() != 0)
+                    let result = action(&mut *shared, self.page().settings.guard.get() != 0);
+                    self.hear(&mut *shared);
+                    result
                 };
                 self.shared_lock.give(&self.kernel);
                 result
@@ -1069,6 +1074,18 @@ impl<K: Kernel> Heap<K> {
         };
         self.settle();
         result
+    }
+
+    /// Notes what a thread has in use, for the peak of all.
+    fn hear(&self, cache: &mut Cache) {
+        let Some(change) = cache.untold() else {
+            return;
+        };
+        let kernel = &self.page().kernel;
+        let now = kernel.told_bytes.add_shared(change.cast_unsigned());
+        if change > 0 && now.cast_signed() > 0 {
+            kernel.told_peak_bytes.raise_shared(now);
+        }
     }
 
     unsafe fn with_counters(&self, cache: *mut Cache, action: impl FnOnce(&mut Cache)) {
