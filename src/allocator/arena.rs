@@ -94,6 +94,8 @@ pub(crate) struct Arena {
     pub(crate) top_end: usize,
     /// From here to the end of the top, no byte was written since the kernel gave it.
     fresh: usize,
+    /// Where the break was before this arena moved it first; 0 if it never did.
+    break_start: usize,
     /// Where the break was when this arena moved it last; 0 if it never did.
     break_end: usize,
     /// Whether the top lies at the break.
@@ -125,6 +127,7 @@ impl Arena {
             top: 0,
             top_end: 0,
             fresh: 0,
+            break_start: 0,
             break_end: 0,
             top_at_break: false,
             break_lost: false,
@@ -136,6 +139,11 @@ impl Arena {
             empty_slabs: [0; SMALL_CLASSES],
             slabs: [0; SMALL_CLASSES],
         }
+    }
+
+    /// From the first address ever obtained at the break to its end. Part of it may be others'.
+    pub(super) fn break_range(&self) -> core::ops::Range<usize> {
+        self.break_start..self.break_end
     }
 
     fn top_size(&self) -> usize {
@@ -630,6 +638,9 @@ impl Arena {
         }
         if got == 0 {
             return false;
+        }
+        if self.break_start == 0 {
+            self.break_start = now;
         }
         self.break_end = got;
         if contiguous {
