@@ -1,5 +1,8 @@
 //! One address space: its break, its regions, and what the calls of all its threads did to them.
 
+use super::allocator;
+use super::allocator::Allocator;
+use super::allocator::HeldBytes;
 use super::calls::Call;
 use super::calls::CallCounts;
 use super::check;
@@ -16,15 +19,20 @@ use super::regions::Remap;
 use super::regions::Span;
 use super::steps::Step;
 use super::steps::StepLog;
+use super::steps::marked;
 use super::timeline::Sizes;
 use super::timeline::Timeline;
 use crate::event::Advice;
+use crate::event::AllocatorCall;
+use crate::event::AllocatorChoice;
+use crate::event::AllocatorReading;
 use crate::event::CallResult;
 use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::MapFlags;
 use crate::event::MemoryFigures;
 use crate::event::Protection;
+use crate::event::ReadingMoment;
 use crate::event::RemapFlags;
 use crate::event::Snapshot;
 use crate::event::SnapshotReason;
@@ -52,6 +60,8 @@ const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
 struct Moment {
     time: Timestamp,
     tid: u32,
+    /// Set if the bundled allocator called.
+    allocator: Option<AllocatorCall>,
 }
 
 /// Counters of the anonymous memory of an address space.
@@ -84,6 +94,15 @@ struct Detail {
     layout: Vec<LayoutSegment>,
     /// The layout is that of the end: later snapshots do not replace it.
     layout_is_final: bool,
+}
+
+/// The latest call of the bundled allocator's, whose figures may follow.
+#[derive(Clone, Copy, Debug)]
+struct LatestCall {
+    tid: u32,
+    /// Numbers of the moves that it made of the break and of anonymous memory.
+    break_step: Option<u64>,
+    anonymous_step: Option<u64>,
 }
 
 /// Where an address space stands between its first event and its last.
@@ -131,6 +150,9 @@ pub(super) struct AddressSpace {
     memory: Option<(MemoryFigures, MemoryFigures)>,
     checks: Checks,
     detail: Option<Box<Detail>>,
+    /// Set once something of the bundled allocator was heard.
+    allocator: Option<Box<Allocator>>,
+    latest_call: Option<LatestCall>,
 }
 
 /// What an address space is called and where it comes from.
@@ -164,11 +186,26 @@ impl AddressSpace {
             memory: None,
             checks: Checks::default(),
             detail: Some(Box::default()),
+            allocator: None,
+            latest_call: None,
         }
     }
 
-    /// Takes over what fork(2) copied from another address space, unless more is known already.
-    pub(super) fn copy_from(&mut self, parent: &Self, time: Timestamp) {
+    /// The bundled allocator's account, which begins now if it has not yet.
+    fn allocator(&mut self) -> &mut Allocator {
+        let from_its_start = self.origin == SpaceOrigin::Exec;
+        self.allocator
+            .get_or_insert_with(|| Box::new(Allocator::new(from_its_start)))
+    }
+
+    /// Takes over what fork(2) copied from another address space, unless more is known already. `others_ran` says that
+    /// further threads of the parent may have made calls meanwhile.
+    pub(super) fn copy_from(&mut self, parent: &Self, time: Timestamp, others_ran: bool) {
+        if let Some(allocator) = &parent.allocator
+            && self.allocator.as_ref().is_none_or(|own| own.is_untouched())
+        {
+            self.allocator = Some(Box::new(allocator.forked(others_ran)));
+        }
         let untouched = self.knowledge == Knowledge::CallsOnly && self.calls.report().is_empty();
         if !untouched || !parent.is_live() || parent.knowledge == Knowledge::CallsOnly {
             return;
@@ -212,6 +249,9 @@ impl AddressSpace {
     /// Keeps the counters, and of the differences the first.
     pub(super) fn drop_detail(&mut self) {
         self.detail = None;
+        if let Some(allocator) = &mut self.allocator {
+            allocator.drop_detail();
+        }
         self.checks.differences.truncate(1);
         self.checks.differences.shrink_to_fit();
     }
@@ -264,7 +304,15 @@ impl AddressSpace {
         let moment = Moment {
             time: event.time,
             tid: event.tid,
+            allocator: event.allocator,
         };
+        if moment.allocator.is_some() {
+            self.latest_call = Some(LatestCall {
+                tid: event.tid,
+                break_step: None,
+                anonymous_step: None,
+            });
+        }
         match &event.kind {
             EventKind::Brk {
                 requested,
@@ -315,7 +363,10 @@ impl AddressSpace {
                 length,
                 advice,
                 result,
-            } => self.madvise(self.pages(*address, *length), *advice, *result),
+            } => {
+                let span = self.pages(*address, *length);
+                self.madvise(moment, span, *advice, *result);
+            }
             EventKind::Shmat { length, result, .. } => self.shmat(moment, *length, *result),
             EventKind::Shmdt { address, result } => self.shmdt(moment, *address, *result),
             EventKind::RemapFilePages { result, .. } => {
@@ -370,6 +421,13 @@ impl AddressSpace {
             .unwrap_or(call.after)
             .page_up(self.page_size);
         let effect = self.program_break.call(call);
+        if moment.allocator.is_some() {
+            let from = match effect {
+                BrkEffect::MovedFrom(from) => from,
+                _ => call.after,
+            };
+            self.allocator().traced.brk(effect, (from.0, call.after.0));
+        }
         let page_end_after = call.after.page_up(self.page_size);
         let risen = Span {
             start: page_end_before,
@@ -422,7 +480,11 @@ impl AddressSpace {
                 after,
                 from,
                 to,
+                allocator: moment.allocator.map(marked),
             });
+            if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
+                latest.break_step = Some(detail.break_steps.total());
+            }
         }
     }
 
@@ -435,6 +497,11 @@ impl AddressSpace {
         result: CallResult<Address>,
     ) {
         let effective = self.begin_call(Call::Mmap, result.is_done());
+        if moment.allocator.is_some() {
+            let bytes = mapped_length(length, flags, self.page_size);
+            let mapped = result.is_done().then_some(bytes);
+            self.allocator().traced.mmap(mapped);
+        }
         let Some(address) = result.done().filter(|_| effective) else {
             return;
         };
@@ -451,6 +518,10 @@ impl AddressSpace {
     }
 
     fn munmap(&mut self, moment: Moment, span: Span, result: CallResult<()>) {
+        if moment.allocator.is_some() {
+            let unmapped = result.is_done().then_some(span.bytes());
+            self.allocator().traced.munmap(unmapped);
+        }
         if self.begin_call(Call::Munmap, result.is_done()) {
             self.apply(moment, Call::Munmap, span, |regions| regions.unmap(span));
         }
@@ -465,6 +536,11 @@ impl AddressSpace {
         result: CallResult<Address>,
     ) {
         let effective = self.begin_call(Call::Mremap, result.is_done());
+        if moment.allocator.is_some() {
+            let new = page_up(new_length, self.page_size);
+            let sizes = result.is_done().then_some((old.bytes(), new));
+            self.allocator().traced.mremap(sizes);
+        }
         let Some(address) = result.done().filter(|_| effective) else {
             return;
         };
@@ -523,12 +599,17 @@ impl AddressSpace {
         });
     }
 
-    fn madvise(&mut self, span: Span, advice: Advice, result: CallResult<()>) {
+    fn madvise(&mut self, moment: Moment, span: Span, advice: Advice, result: CallResult<()>) {
         let gives_back = matches!(
             advice,
             Advice::DONTNEED | Advice::DONTNEED_LOCKED | Advice::FREE | Advice::REMOVE
         );
-        if !self.begin_call(Call::Madvise, result.is_done()) || !gives_back {
+        let effective = self.begin_call(Call::Madvise, result.is_done());
+        // One of no bytes is the allocator's way to speak to a tracer.
+        if moment.allocator.is_some() && gives_back && result.is_done() && !span.is_empty() {
+            self.allocator().traced.madvise(span.bytes());
+        }
+        if !effective || !gives_back {
             return;
         }
         for piece in self.regions.pieces(span) {
@@ -607,7 +688,11 @@ impl AddressSpace {
                 after,
                 from: span.start,
                 to: span.end,
+                allocator: moment.allocator.map(marked),
             });
+            if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
+                latest.anonymous_step = Some(detail.anonymous_steps.total());
+            }
         }
         self.note(moment.time, None);
     }
@@ -633,10 +718,15 @@ impl AddressSpace {
     }
 
     fn note(&mut self, time: Timestamp, resident_bytes: Option<u64>) {
+        self.note_all(time, resident_bytes, None);
+    }
+
+    fn note_all(&mut self, time: Timestamp, resident_bytes: Option<u64>, held: Option<HeldBytes>) {
         let sizes = Sizes {
             break_bytes: self.program_break.size().unwrap_or_default(),
             anonymous_bytes: self.extent_usable(),
             resident_bytes,
+            held,
         };
         if let Some(detail) = &mut self.detail {
             detail.timeline.note(time, sizes);
@@ -647,6 +737,45 @@ impl AddressSpace {
         match self.state {
             State::Live => self.regions.usable_bytes(),
             State::Ended(_, extent) => extent.usable_bytes,
+        }
+    }
+
+    /// Accounts for what the bundled allocator told; other events are none of its business.
+    pub(super) fn record_allocator(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::AllocatorFound(setup) => self.allocator().found(setup),
+            EventKind::AllocatorAbsent(absence) => self.allocator().absent(absence),
+            EventKind::AllocatorRead(reading) => self.allocator_read(event, reading),
+            EventKind::HeapError(error) => {
+                self.allocator().heap_error(event.time, event.pid, *error);
+            }
+            EventKind::HeapWalked(walk) => self.allocator().walked(walk),
+            _ => {}
+        }
+    }
+
+    fn allocator_read(&mut self, event: &Event, reading: &AllocatorReading) {
+        let held = self.allocator().read(event.time, reading);
+        if reading.moment == ReadingMoment::Call {
+            self.add_figures_to_steps(event.tid, reading);
+        }
+        self.note_all(event.time, None, Some(held));
+    }
+
+    /// Figures read at a call stand beside the moves that it made. They come right after it; should calls of two threads
+    /// come between each other all the same, the first one's figures are left out rather than given to the second.
+    fn add_figures_to_steps(&mut self, tid: u32, reading: &AllocatorReading) {
+        let Some(latest) = self.latest_call.take_if(|latest| latest.tid == tid) else {
+            return;
+        };
+        let figures = allocator::step_figures(&reading.counters.0);
+        if let Some(detail) = &mut self.detail {
+            if let Some(number) = latest.break_step {
+                detail.break_steps.add_figures(number, figures);
+            }
+            if let Some(number) = latest.anonymous_step {
+                detail.anonymous_steps.add_figures(number, figures);
+            }
         }
     }
 
@@ -821,7 +950,7 @@ impl AddressSpace {
         self.regions.change(no_longer_heap, heap_to_anonymous);
     }
 
-    pub(super) fn report(&self, programs: &Programs) -> SpaceReport {
+    pub(super) fn report(&self, programs: &Programs, choice: &AllocatorChoice) -> SpaceReport {
         let detail = self.detail.as_deref();
         let break_steps = Steps {
             total: self.program_break.grow_calls() + self.program_break.shrink_calls(),
@@ -847,6 +976,10 @@ impl AddressSpace {
                 .map_or_else(TimelineReport::default, |detail| detail.timeline.report()),
             layout: detail.map_or_else(Vec::new, |detail| detail.layout.clone()),
             checks: self.checks.clone(),
+            allocator: match &self.allocator {
+                Some(allocator) => Some(allocator.report(choice)),
+                None => allocator::unheard(choice),
+            },
         }
     }
 

@@ -5,6 +5,7 @@
 //! spaces only some keep more than counters.
 
 mod address_space;
+mod allocator;
 mod calls;
 mod check;
 mod layout;
@@ -16,6 +17,8 @@ mod regions;
 mod steps;
 mod timeline;
 
+#[cfg(test)]
+mod allocator_tests;
 #[cfg(test)]
 mod tests;
 
@@ -164,7 +167,7 @@ impl Recorder {
             | EventKind::AllocatorAbsent(_)
             | EventKind::AllocatorRead(_)
             | EventKind::HeapError(_)
-            | EventKind::HeapWalked(_) => {}
+            | EventKind::HeapWalked(_) => self.allocator_event(event),
         }
     }
 
@@ -201,7 +204,7 @@ impl Recorder {
                 .collect(),
             address_spaces: spaces
                 .into_iter()
-                .map(|space| space.report(&self.programs))
+                .map(|space| space.report(&self.programs, &self.recording.allocator))
                 .collect(),
             notices: self.notices.report(),
         }
@@ -323,11 +326,15 @@ impl Recorder {
         };
         let space = self.space(event, space_origin, program);
         self.join(process, space, event.time);
+        // Of a parent that ever had several threads, others may have run on while one forked.
+        let others_ran = parent
+            .and_then(|pid| self.process_by_pid.get(&pid))
+            .is_none_or(|&index| self.processes[index].threads > 1);
         if let SpaceOrigin::Forked(parent_space) = self.spaces[space].origin
             && let Some(&parent_index) = self.space_by_id.get(&parent_space)
             && let Ok([child, parent]) = self.spaces.get_disjoint_mut([space, parent_index])
         {
-            child.copy_from(parent, event.time);
+            child.copy_from(parent, event.time, others_ran);
         }
     }
 
@@ -360,6 +367,11 @@ impl Recorder {
     fn memory_call(&mut self, event: &Event) {
         let space = self.space_of(event);
         self.spaces[space].record_call(event);
+    }
+
+    fn allocator_event(&mut self, event: &Event) {
+        let space = self.space_of(event);
+        self.spaces[space].record_allocator(event);
     }
 
     /// Index of the address space that an event concerns. One that nobody announced belongs to the process of the

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 
 use super::calls::Call;
+use crate::event::AllocatorCall;
 use crate::report;
+use crate::report::StepAllocator;
+use crate::report::StepFigures;
 use crate::units::Address;
 use crate::units::Timestamp;
 
@@ -25,6 +28,17 @@ pub(super) struct Step {
     pub(super) after: u64,
     pub(super) from: Address,
     pub(super) to: Address,
+    /// Why the bundled allocator did it, if it was its doing.
+    pub(super) allocator: Option<StepAllocator>,
+}
+
+/// What is known of a call of the bundled allocator's before its figures are read.
+pub(super) fn marked(call: AllocatorCall) -> StepAllocator {
+    StepAllocator {
+        cause: call.cause,
+        request_bytes: call.request_bytes,
+        figures: None,
+    }
 }
 
 /// A move and its number, from 1.
@@ -57,6 +71,24 @@ impl StepLog {
             self.last.pop_front();
         }
         self.last.push_back(numbered);
+    }
+
+    /// How many moves there were: the number of the last.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Adds the allocator's figures to the move with this number, where it is kept.
+    pub(super) fn add_figures(&mut self, number: u64, figures: StepFigures) {
+        let kept = self.first.iter_mut().chain(self.last.iter_mut());
+        for (_, step) in kept
+            .chain(self.largest.iter_mut())
+            .filter(|(kept, _)| *kept == number)
+        {
+            if let Some(allocator) = &mut step.allocator {
+                allocator.figures = Some(figures);
+            }
+        }
     }
 
     /// Among equals the earlier one stays: only a move larger than the smallest kept one takes its place.
@@ -94,6 +126,7 @@ impl StepLog {
                 after_bytes: step.after,
                 from: step.from,
                 to: step.to,
+                allocator: step.allocator,
             })
             .collect()
     }
@@ -125,6 +158,7 @@ mod tests {
                 after: 0,
                 from: Address(0),
                 to: Address(0),
+                allocator: None,
             });
         }
         log

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::event::Advice;
+use crate::event::AllocatorCall;
 use crate::event::AllocatorChoice;
 use crate::event::CallResult;
 use crate::event::Capture;
@@ -31,7 +32,7 @@ const HEAP: u64 = 0x5555_0000_0000;
 const HIGH: u64 = 0x7f00_0000_0000;
 
 const NONE: Protection = Protection(0);
-const READ_WRITE: Protection = Protection(3);
+pub(super) const READ_WRITE: Protection = Protection(3);
 const PRIVATE: MapFlags = MapFlags(0x22);
 
 /// A program, its bss, libraries and stack, with the heap still empty. `{heap}` stands for further lines.
@@ -44,7 +45,7 @@ const FRESH: &str = "555500000000-555500001000 r-xp 00000000 fe:01 11 /bin/progr
 ";
 
 /// Where the heap of `FRESH` starts.
-const START: u64 = HEAP + 0x0100_0000;
+pub(super) const START: u64 = HEAP + 0x0100_0000;
 
 fn recording() -> Recording {
     Recording {
@@ -68,18 +69,22 @@ fn recording() -> Recording {
 }
 
 /// Events in the making: each goes to a recorder at once, and is kept.
-struct Story {
-    recorder: Recorder,
+pub(super) struct Story {
+    pub(super) recorder: Recorder,
     events: Vec<Event>,
     pid: u32,
     space: u32,
     time: u64,
     program_break: u64,
+    /// The thread, if it is not the process's first.
+    pub(super) tid: Option<u32>,
+    /// Set if the bundled allocator makes the next call.
+    pub(super) allocator: Option<AllocatorCall>,
 }
 
 impl Story {
     /// Nothing has happened.
-    fn blank() -> Self {
+    pub(super) fn blank() -> Self {
         Self {
             recorder: Recorder::new(recording()),
             events: Vec::new(),
@@ -87,11 +92,13 @@ impl Story {
             space: 1,
             time: 0,
             program_break: START,
+            tid: None,
+            allocator: None,
         }
     }
 
     /// Process 10 was launched into space 1, and its first snapshot taken.
-    fn launched() -> Self {
+    pub(super) fn launched() -> Self {
         let mut story = Self::blank();
         story.start(Origin::Launched, None);
         story.snapshot(SnapshotReason::Start, FRESH);
@@ -99,21 +106,21 @@ impl Story {
     }
 
     /// Process 10 was attached to, in space 1, with these mappings.
-    fn attached(maps: &str) -> Self {
+    pub(super) fn attached(maps: &str) -> Self {
         let mut story = Self::blank();
         story.start(Origin::Attached, None);
         story.snapshot(SnapshotReason::Attach, maps);
         story
     }
 
-    fn event(&mut self, kind: EventKind) {
+    pub(super) fn event(&mut self, kind: EventKind) {
         self.time += 2_000;
         let event = Event {
             time: Timestamp(self.time),
             pid: self.pid,
-            tid: self.pid,
+            tid: self.tid.unwrap_or(self.pid),
             space: SpaceId(self.space),
-            allocator: None,
+            allocator: self.allocator.take(),
             kind,
         };
         self.recorder.record(&event);
@@ -121,12 +128,12 @@ impl Story {
     }
 
     /// Further events come from this process in this space.
-    fn in_process(&mut self, pid: u32, space: u32) {
+    pub(super) fn in_process(&mut self, pid: u32, space: u32) {
         self.pid = pid;
         self.space = space;
     }
 
-    fn start(&mut self, origin: Origin, from_space: Option<u32>) {
+    pub(super) fn start(&mut self, origin: Origin, from_space: Option<u32>) {
         self.event(EventKind::ProcessStarted {
             origin,
             parent: from_space.map(|_| 10),
@@ -136,7 +143,7 @@ impl Story {
         });
     }
 
-    fn exec(&mut self, pid: u32, from_space: u32, space: u32) {
+    pub(super) fn exec(&mut self, pid: u32, from_space: u32, space: u32) {
         self.in_process(pid, space);
         self.event(EventKind::Exec {
             program: format!("/bin/exec-{space}"),
@@ -145,13 +152,13 @@ impl Story {
         });
     }
 
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.event(EventKind::ProcessEnded {
             outcome: Outcome::Exited(0),
         });
     }
 
-    fn snapshot(&mut self, reason: SnapshotReason, maps: &str) {
+    pub(super) fn snapshot(&mut self, reason: SnapshotReason, maps: &str) {
         self.snapshot_during(reason, maps, 0);
     }
 
@@ -170,13 +177,13 @@ impl Story {
     }
 
     /// Moves the break by so many bytes.
-    fn sbrk(&mut self, delta: i64) {
+    pub(super) fn sbrk(&mut self, delta: i64) {
         let before = self.program_break;
         self.program_break = before.wrapping_add_signed(delta);
         self.brk(self.program_break, Some(before), self.program_break);
     }
 
-    fn brk(&mut self, requested: u64, before: Option<u64>, after: u64) {
+    pub(super) fn brk(&mut self, requested: u64, before: Option<u64>, after: u64) {
         self.event(EventKind::Brk {
             requested: Address(requested),
             before: before.map(Address),
@@ -184,7 +191,13 @@ impl Story {
         });
     }
 
-    fn mmap(&mut self, address: u64, length: u64, protection: Protection, flags: MapFlags) {
+    pub(super) fn mmap(
+        &mut self,
+        address: u64,
+        length: u64,
+        protection: Protection,
+        flags: MapFlags,
+    ) {
         self.event(EventKind::Mmap {
             hint: Address(0),
             length,
@@ -196,7 +209,7 @@ impl Story {
         });
     }
 
-    fn munmap(&mut self, address: u64, length: u64) {
+    pub(super) fn munmap(&mut self, address: u64, length: u64) {
         self.event(EventKind::Munmap {
             address: Address(address),
             length,
@@ -204,7 +217,7 @@ impl Story {
         });
     }
 
-    fn mremap(&mut self, old: (u64, u64), new: (u64, u64), flags: RemapFlags) {
+    pub(super) fn mremap(&mut self, old: (u64, u64), new: (u64, u64), flags: RemapFlags) {
         self.event(EventKind::Mremap {
             address: Address(old.0),
             old_length: old.1,
@@ -224,7 +237,7 @@ impl Story {
         });
     }
 
-    fn madvise(&mut self, address: u64, length: u64, advice: Advice) {
+    pub(super) fn madvise(&mut self, address: u64, length: u64, advice: Advice) {
         self.event(EventKind::Madvise {
             address: Address(address),
             length,
@@ -233,15 +246,15 @@ impl Story {
         });
     }
 
-    fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         self.recorder.report()
     }
 
-    fn space(&self, id: u32) -> SpaceReport {
+    pub(super) fn space(&self, id: u32) -> SpaceReport {
         self.report().space(SpaceId(id)).unwrap().clone()
     }
 
-    fn program_break(&self) -> BreakReport {
+    pub(super) fn program_break(&self) -> BreakReport {
         self.space(1).program_break
     }
 

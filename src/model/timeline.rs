@@ -1,5 +1,6 @@
 //! Sizes over time, in a bounded number of points.
 
+use super::allocator::HeldBytes;
 use crate::report::TimelinePoint;
 use crate::report::TimelineReport;
 use crate::units::Timestamp;
@@ -17,6 +18,8 @@ pub(super) struct Sizes {
     pub(super) anonymous_bytes: u64,
     /// Absent when not measured at that moment.
     pub(super) resident_bytes: Option<u64>,
+    /// Of the bundled allocator; absent likewise.
+    pub(super) held: Option<HeldBytes>,
 }
 
 /// Points in buckets of equal length, which doubles whenever there are too many.
@@ -43,7 +46,12 @@ impl Timeline {
             self.points.push(point(time, sizes));
             return;
         };
+        let adds_nothing = sizes.held.is_none_or(|held| {
+            last.allocator_in_use_bytes == Some(held.in_use)
+                && last.allocator_obtained_bytes == Some(held.obtained)
+        });
         if sizes.resident_bytes.is_none()
+            && adds_nothing
             && last.break_bytes == sizes.break_bytes
             && last.anonymous_bytes == sizes.anonymous_bytes
         {
@@ -100,6 +108,9 @@ fn point(time: Timestamp, sizes: Sizes) -> TimelinePoint {
         anonymous_min_bytes: sizes.anonymous_bytes,
         anonymous_max_bytes: sizes.anonymous_bytes,
         resident_bytes: sizes.resident_bytes,
+        allocator_in_use_bytes: sizes.held.map(|held| held.in_use),
+        allocator_in_use_max_bytes: sizes.held.map(|held| held.in_use),
+        allocator_obtained_bytes: sizes.held.map(|held| held.obtained),
     }
 }
 
@@ -114,6 +125,14 @@ fn absorb(kept: &mut TimelinePoint, next: &TimelinePoint) {
         anonymous_min_bytes: kept.anonymous_min_bytes.min(next.anonymous_min_bytes),
         anonymous_max_bytes: kept.anonymous_max_bytes.max(next.anonymous_max_bytes),
         resident_bytes: next.resident_bytes.or(kept.resident_bytes),
+        allocator_in_use_bytes: next.allocator_in_use_bytes.or(kept.allocator_in_use_bytes),
+        // `None` is less than any number.
+        allocator_in_use_max_bytes: kept
+            .allocator_in_use_max_bytes
+            .max(next.allocator_in_use_max_bytes),
+        allocator_obtained_bytes: next
+            .allocator_obtained_bytes
+            .or(kept.allocator_obtained_bytes),
         ..*next
     };
 }
@@ -127,6 +146,7 @@ mod tests {
             break_bytes,
             anonymous_bytes: 0,
             resident_bytes: None,
+            held: None,
         }
     }
 

@@ -139,6 +139,7 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
             made: 2,
             ..Checks::default()
         },
+        allocator: None,
         program_break,
     }
 }
@@ -172,6 +173,7 @@ fn moved_break(moves: &[i64]) -> BreakReport {
             after_bytes: size,
             from: HEAP + before,
             to: HEAP + size,
+            allocator: None,
         });
     }
     report.steps.total = moves.len() as u64;
@@ -218,6 +220,7 @@ fn large_mappings(report: &mut Report, grown: u64, shrunk: u64, peak: u64) {
         after_bytes,
         from: Address(0x7f3a_0000_0000),
         to: Address(0x7f3a_0000_0000) + delta_bytes.unsigned_abs(),
+        allocator: None,
     };
     space.anonymous = AnonymousReport {
         start_bytes: 0,
@@ -276,7 +279,7 @@ fn timeline(program_break: &BreakReport) -> TimelineReport {
                     anonymous_bytes: 60 * KIB,
                     anonymous_min_bytes: 60 * KIB,
                     anonymous_max_bytes: 72 * KIB,
-                    resident_bytes: None,
+                    ..TimelinePoint::default()
                 }
             })
             .collect(),

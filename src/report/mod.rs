@@ -4,10 +4,21 @@
 //! structure as it stands; `docs/report-schema.md` describes it field by field. Within a schema version, fields are
 //! only added. What is not known is `null`, and a notice or the field's description says why.
 
+mod allocator;
 mod json;
 #[cfg(test)]
 mod schema;
 
+pub use allocator::AllocatorChecks;
+pub use allocator::AllocatorClaims;
+pub use allocator::AllocatorDifference;
+pub use allocator::AllocatorMoment;
+pub use allocator::AllocatorReport;
+pub use allocator::FoundHeapError;
+pub use allocator::HeapErrorCount;
+pub use allocator::HeapErrors;
+pub use allocator::StepAllocator;
+pub use allocator::StepFigures;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
@@ -186,6 +197,10 @@ pub struct SpaceReport {
     pub layout: Vec<LayoutSegment>,
     /// How the model compared with `/proc`.
     pub checks: Checks,
+    /// The bundled allocator's own account, or another preloaded library's name; `null` when the program uses its own
+    /// malloc.
+    #[serde(default)]
+    pub allocator: Option<AllocatorReport>,
 }
 
 /// How an address space came to be.
@@ -305,6 +320,9 @@ pub struct Step {
     pub from: Address,
     /// See `from`.
     pub to: Address,
+    /// Why the bundled allocator did it; `null` for calls of the program itself, and of other allocators.
+    #[serde(default)]
+    pub allocator: Option<StepAllocator>,
 }
 
 /// Sizes over time, in buckets of equal length; buckets in which nothing changed are left out.
@@ -337,6 +355,17 @@ pub struct TimelinePoint {
     pub anonymous_max_bytes: u64,
     /// Resident memory by the last snapshot in the bucket; `null` when none fell into it.
     pub resident_bytes: Option<u64>,
+    /// Bytes asked for in blocks not freed, by the last reading of the bundled allocator in the bucket; `null` when
+    /// none fell into it.
+    #[serde(default)]
+    pub allocator_in_use_bytes: Option<u64>,
+    /// Most of these in the bucket's readings; `null` likewise.
+    #[serde(default)]
+    pub allocator_in_use_max_bytes: Option<u64>,
+    /// Bytes that the bundled allocator had from the kernel, by the last reading in the bucket, the call at which it
+    /// was read included; `null` likewise.
+    #[serde(default)]
+    pub allocator_obtained_bytes: Option<u64>,
 }
 
 /// One stretch of an address space, as in the textbook picture.
