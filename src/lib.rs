@@ -6,6 +6,7 @@
 //! kernel stop → tracer → event → model → report → render
 //! ```
 
+pub mod allocator;
 pub mod cli;
 pub mod demo;
 pub mod doctor;

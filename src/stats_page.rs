@@ -561,6 +561,35 @@ pub struct ArenaCounters {
     pub lock_waits: Word,
 }
 
+impl ArenaCounters {
+    /// Those of an empty arena.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            next: Word::new(0),
+            segments: Word::new(0),
+            segment_record_bytes: Word::new(0),
+            top_bytes: Word::new(0),
+            free_chunks: Word::new(0),
+            free_chunk_bytes: Word::new(0),
+            slab_record_bytes: Word::new(0),
+            slab_free: [const { Word::new(0) }; SMALL_CLASSES],
+            splits: Word::new(0),
+            coalesces: Word::new(0),
+            slabs_made: Word::new(0),
+            slabs_released: Word::new(0),
+            trims: Word::new(0),
+            lock_waits: Word::new(0),
+        }
+    }
+}
+
+impl Default for ArenaCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What the allocator counts as a whole: calls to the kernel, since the program began unless another meaning is given.
 #[derive(Debug)]
 #[repr(C)]
