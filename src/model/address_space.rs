@@ -422,11 +422,7 @@ impl AddressSpace {
             .page_up(self.page_size);
         let effect = self.program_break.call(call);
         if moment.allocator.is_some() {
-            let from = match effect {
-                BrkEffect::MovedFrom(from) => from,
-                _ => call.after,
-            };
-            self.allocator().traced.brk(effect, (from.0, call.after.0));
+            self.allocator().traced.brk(call, effect);
         }
         let page_end_after = call.after.page_up(self.page_size);
         let risen = Span {
@@ -606,8 +602,9 @@ impl AddressSpace {
         );
         let effective = self.begin_call(Call::Madvise, result.is_done());
         // One of no bytes is the allocator's way to speak to a tracer.
-        if moment.allocator.is_some() && gives_back && result.is_done() && !span.is_empty() {
-            self.allocator().traced.madvise(span.bytes());
+        if moment.allocator.is_some() && gives_back && !span.is_empty() {
+            let advised = result.is_done().then_some(span.bytes());
+            self.allocator().traced.madvise(advised);
         }
         if !effective || !gives_back {
             return;

@@ -1,5 +1,6 @@
 //! What the bundled allocator of one address space told, held against the calls that were traced.
 
+use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
 use crate::event::AllocatorAbsence;
 use crate::event::AllocatorChoice;
@@ -21,6 +22,7 @@ use crate::report::HeapErrorCount;
 use crate::report::HeapErrors;
 use crate::report::StepFigures;
 use crate::stats_page::Counters;
+use crate::units::Address;
 use crate::units::Timestamp;
 
 /// Most heap errors kept of one address space; all are counted.
@@ -112,21 +114,22 @@ impl Tally {
             .wrapping_sub(self.unmapped_bytes)
     }
 
-    /// A brk call of the allocator; one that merely asks where the break is does not count.
-    pub(super) fn brk(&mut self, effect: BrkEffect, from_to: (u64, u64)) {
-        let (from, to) = from_to;
+    /// A brk call of the allocator; one for address 0 merely asks where the break is and does not count.
+    pub(super) fn brk(&mut self, call: BrkCall, effect: BrkEffect) {
+        if call.requested == Address(0) {
+            return;
+        }
+        self.brk_calls += 1;
         match effect {
-            BrkEffect::Query => return,
             BrkEffect::Refused => self.brk_refused += 1,
-            BrkEffect::MovedFrom(_) => {
-                let grown = to.saturating_sub(from);
-                let shrunk = from.saturating_sub(to);
+            BrkEffect::MovedFrom(from) => {
+                let grown = call.after.above(from);
+                let shrunk = from.above(call.after);
                 self.brk_grown_bytes = self.brk_grown_bytes.wrapping_add(grown);
                 self.brk_shrunk_bytes = self.brk_shrunk_bytes.wrapping_add(shrunk);
             }
-            BrkEffect::MovedFromUnknown => {}
+            BrkEffect::Query | BrkEffect::MovedFromUnknown => {}
         }
-        self.brk_calls += 1;
     }
 
     /// An mmap call; without bytes when it failed.
@@ -154,10 +157,12 @@ impl Tally {
         }
     }
 
-    /// A madvise call that gave pages back.
-    pub(super) fn madvise(&mut self, bytes: u64) {
+    /// A madvise call to give pages back; without bytes when it failed.
+    pub(super) fn madvise(&mut self, advised_bytes: Option<u64>) {
         self.madvise_calls += 1;
-        self.advised_bytes = self.advised_bytes.wrapping_add(bytes);
+        self.advised_bytes = self
+            .advised_bytes
+            .wrapping_add(advised_bytes.unwrap_or_default());
     }
 }
 

@@ -23,6 +23,7 @@ use crate::event::MapFlags;
 use crate::event::ReadingMoment;
 use crate::event::RemapFlags;
 use crate::event::SizeCount;
+use crate::event_log::EventLog;
 use crate::report::AllocatorReport;
 use crate::stats_page::Counters;
 use crate::units::Address;
@@ -488,4 +489,33 @@ fn a_failed_call_moves_no_bytes_but_counts() {
         },
     );
     assert_eq!(story.allocator_of(1).checks.differing, 0);
+}
+
+#[test]
+fn the_log_of_an_allocator_replayed_gives_the_same_report() {
+    let mut story = launched();
+    story.by_allocator(16 * KIB).sbrk(132 * 1024);
+    story.read(ReadingMoment::Call, Counters::default());
+    story.event(EventKind::HeapError(HeapError {
+        number: None,
+        kind: HeapErrorKind::RecordsChanged,
+        found_by: FoundBy::Exit,
+        address: Address(START),
+        size_bytes: None,
+        changed: None,
+        tid: None,
+    }));
+    story.read(ReadingMoment::End, one_call());
+    story.event(EventKind::RecordingEnded {
+        reason: EndReason::Finished,
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("events.jsonl");
+    let mut log = EventLog::create(&path, &story.recorder.recording).unwrap();
+    for event in &story.events {
+        log.write(event).unwrap();
+    }
+    let text = std::fs::read(&path).unwrap();
+    let replayed = replay(text.as_slice()).unwrap().report();
+    assert_eq!(replayed, story.report());
 }

@@ -71,7 +71,7 @@ fn recording() -> Recording {
 /// Events in the making: each goes to a recorder at once, and is kept.
 pub(super) struct Story {
     pub(super) recorder: Recorder,
-    events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     pid: u32,
     space: u32,
     time: u64,

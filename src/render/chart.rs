@@ -6,6 +6,7 @@
 
 use crate::report::SpaceReport;
 use crate::report::TimelinePoint;
+use crate::stats_page::Counters;
 use crate::units::ByteSize;
 use crate::units::Timestamp;
 
@@ -27,6 +28,8 @@ const EIGHTHS: usize = 8;
 const FILLED: [char; EIGHTHS + 1] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Between the extremes of a column that went up and down.
 const SHADED: char = '░';
+/// Held, and not in use.
+const HELD: char = '▒';
 
 /// What one size did, column by column.
 struct Series {
@@ -36,6 +39,8 @@ struct Series {
     /// The size at the foot of the chart: zero, unless the size stayed so near its peak that nothing could be seen.
     foot: u64,
     columns: Vec<Span>,
+    /// Of that size, what the program had in use; only where the bundled allocator told.
+    in_use: Option<Vec<Span>>,
 }
 
 /// What one size did during one column.
@@ -79,11 +84,12 @@ pub(super) fn lines(space: &SpaceReport, recording_end: Timestamp, width: usize)
         return Vec::new();
     }
     let plot_width = width.saturating_sub(LABEL_WIDTH + 2).max(1);
-    let rows = ROWS / drawn.len();
     let series: Vec<Series> = drawn
         .iter()
         .map(|&(name, peak)| series(name, peak, space, period, plot_width))
         .collect();
+    let series = with_what_is_in_use(series, space, period, plot_width);
+    let rows = ROWS / series.len();
     let rows = if series.iter().all(Series::is_flat) {
         rows.min(FLAT_ROWS)
     } else {
@@ -93,9 +99,110 @@ pub(super) fn lines(space: &SpaceReport, recording_end: Timestamp, width: usize)
         .iter()
         .flat_map(|series| series.lines(rows))
         .collect();
-    let is_shaded = lines.iter().any(|line| line.contains(SHADED));
-    lines.push(axis(period, plot_width, is_shaded));
+    let has = |character| lines.iter().any(|line: &Line| line.contains(character));
+    let legend: Vec<&str> = [
+        (series.iter().any(|s| s.in_use.is_some()), "█ in use"),
+        (has(HELD), "▒ held, not in use"),
+        (has(SHADED), "░ went up and down"),
+    ]
+    .into_iter()
+    .filter_map(|(is_shown, text)| is_shown.then_some(text))
+    .collect();
+    lines.push(axis(period, plot_width, &legend.join("  ")));
     lines
+}
+
+/// What the program had in use, drawn into the break where it fits, or else into all that its allocator held: blocks
+/// mapped by themselves are not below the break.
+fn with_what_is_in_use(
+    mut series: Vec<Series>,
+    space: &SpaceReport,
+    period: Period,
+    width: usize,
+) -> Vec<Series> {
+    let Some(in_use) = spans_in_use(space, period, width) else {
+        return series;
+    };
+    let fits = |around: &[Span]| {
+        let mut pairs = around.iter().zip(&in_use);
+        pairs.all(|(around, in_use)| in_use.highest <= around.highest)
+    };
+    if let Some(first) = series.first_mut()
+        && first.name == "break"
+        && fits(&first.columns)
+    {
+        first.foot = 0;
+        first.in_use = Some(in_use);
+        return series;
+    }
+    let Some(columns) = spans_obtained(space, period, width) else {
+        return series;
+    };
+    series.retain(|series| series.name == "break");
+    series.push(Series {
+        name: "obtained",
+        tone: Tone::Plain,
+        peak: columns.iter().map(|span| span.highest).max().unwrap_or(0),
+        foot: 0,
+        columns,
+        in_use: Some(in_use),
+    });
+    series
+}
+
+/// What was in use at each reading of the allocator; `None` without readings.
+fn spans_in_use(space: &SpaceReport, period: Period, width: usize) -> Option<Vec<Span>> {
+    let points: Vec<Point> = space
+        .timeline
+        .points
+        .iter()
+        .filter_map(|point| {
+            let value = point.allocator_in_use_bytes?;
+            Some(Point {
+                time: point.time_ns,
+                value,
+                lowest: value,
+                highest: point.allocator_in_use_max_bytes.unwrap_or(value),
+            })
+        })
+        .collect();
+    let initial = |figures: &Counters| figures.in_use_bytes;
+    held_spans(points, space, initial, period, width)
+}
+
+/// What was obtained, likewise.
+fn spans_obtained(space: &SpaceReport, period: Period, width: usize) -> Option<Vec<Span>> {
+    let points: Vec<Point> = space
+        .timeline
+        .points
+        .iter()
+        .filter_map(|point| {
+            let value = point.allocator_obtained_bytes?;
+            Some(Point {
+                time: point.time_ns,
+                value,
+                lowest: value,
+                highest: value,
+            })
+        })
+        .collect();
+    let initial = |figures: &Counters| figures.obtained_bytes;
+    held_spans(points, space, initial, period, width)
+}
+
+fn held_spans(
+    points: Vec<Point>,
+    space: &SpaceReport,
+    of: fn(&Counters) -> u64,
+    period: Period,
+    width: usize,
+) -> Option<Vec<Span>> {
+    if points.is_empty() {
+        return None;
+    }
+    let at_start = space.allocator.as_ref()?.at_start.as_ref();
+    let initial = at_start.map_or(0, |start| of(&start.figures.0));
+    Some(spans(points.into_iter(), initial, period, width))
 }
 
 /// Which sizes are worth drawing, with their peaks.
@@ -152,6 +259,7 @@ fn series(
         peak,
         foot: foot(&columns, peak),
         columns,
+        in_use: None,
     }
 }
 
@@ -232,6 +340,7 @@ impl Series {
     fn is_flat(&self) -> bool {
         self.columns
             .iter()
+            .chain(self.in_use.iter().flatten())
             .all(|span| span.highest == self.peak && span.is_one_way())
     }
 
@@ -250,15 +359,32 @@ impl Series {
                 let mut line = label_cell(&text);
                 line.push(Tone::Faint, &format!(" {edge}"));
                 let level = |value| self.level(value, rows * EIGHTHS);
-                let plot: String = self
-                    .columns
-                    .iter()
-                    .map(|span| span.character(base, level))
+                let plot: String = (0..self.columns.len())
+                    .map(|column| self.character(column, base, level))
                     .collect();
                 line.push(self.tone, &plot);
                 line
             })
             .collect()
+    }
+
+    /// The character of a column in the row that begins `base` eighths above zero.
+    fn character(&self, column: usize, base: usize, level: impl Fn(u64) -> usize) -> char {
+        let around = self.columns[column];
+        let Some(in_use) = self.in_use.as_ref().and_then(|spans| spans.get(column)) else {
+            return around.character(base, level);
+        };
+        let top_in_use = level(in_use.highest);
+        if top_in_use > base {
+            return FILLED[(top_in_use - base).min(EIGHTHS)];
+        }
+        match around.character(base, level) {
+            SHADED => SHADED,
+            // There is no half of this character: whatever fills half a row is shown, and the lowest row in any case.
+            outer if base == 0 && outer != FILLED[0] => HELD,
+            outer if FILLED[EIGHTHS / 2..].contains(&outer) => HELD,
+            _ => FILLED[0],
+        }
     }
 
     /// How many of `levels` eighths a value fills; whatever is above the foot can be seen.
@@ -287,21 +413,21 @@ fn label_cell(text: &str) -> Line {
 }
 
 /// The time axis, with its start and its end.
-fn axis(period: Period, plot_width: usize, is_shaded: bool) -> Line {
+fn axis(period: Period, plot_width: usize, legend: &str) -> Line {
     let start = words::duration(period.start.0);
     let end = words::duration(period.end.0);
-    let legend = if is_shaded {
-        " ░ went up and down "
+    let legend = if legend.is_empty() {
+        String::new()
     } else {
-        ""
+        format!(" {legend} ")
     };
     let between = plot_width.saturating_sub(words::columns(&start) + words::columns(&end) + 2);
-    let legend = if words::columns(legend) <= between {
+    let legend = if words::columns(&legend) <= between {
         legend
     } else {
-        ""
+        String::new()
     };
-    let rest = between - words::columns(legend);
+    let rest = between - words::columns(&legend);
     let mut line = label_cell("");
     line.push(
         Tone::Faint,
@@ -339,6 +465,7 @@ mod tests {
             peak,
             foot: 0,
             columns: spans(points.into_iter(), 0, SECOND, width),
+            in_use: None,
         };
         series
             .lines(rows)

@@ -4,6 +4,7 @@
 //! by the traced program (its arguments, the names of its files), so no string reaches the output before
 //! `words::harmless` has seen it; JSON has escapes of its own.
 
+mod allocator;
 mod chart;
 mod layout;
 pub(crate) mod style;
@@ -13,6 +14,8 @@ mod text;
 mod verdict;
 pub(crate) mod words;
 
+#[cfg(test)]
+mod allocator_tests;
 #[cfg(test)]
 mod tests;
 

@@ -18,6 +18,8 @@ use crate::units::ByteDelta;
 use crate::units::ByteSize;
 
 use super::TextOptions;
+use super::allocator;
+use super::allocator::Paragraph;
 use super::chart;
 use super::layout;
 use super::style::Line;
@@ -54,6 +56,7 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
     page.headlines(report);
     if let Some(space) = report.main() {
         page.numbers(report, space);
+        page.allocator(report, space);
         page.section(chart::lines(space, report.end.duration_ns, page.width));
         if page.verbose {
             page.everything(report, space);
@@ -65,7 +68,9 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
     if page.verbose {
         page.circumstances(report);
     }
+    page.absences(report);
     page.checks(report);
+    page.paragraphs(allocator::checks(report, page.verbose));
     page.notices(report);
     page.paint(options.color)
 }
@@ -123,6 +128,7 @@ impl Page {
 
     /// The verdict, what ran, and the sums when there was more than one process.
     fn headlines(&mut self, report: &Report) {
+        self.paragraphs(allocator::heap_errors(report, self.verbose));
         let sentences: Vec<String> = verdict::verdict(report)
             .iter()
             .map(|sentence| format!("breaktrace: {}", words::harmless(sentence)))
@@ -163,6 +169,31 @@ impl Page {
         }
     }
 
+    fn paragraphs(&mut self, paragraphs: Vec<Paragraph>) {
+        for Paragraph { tone, lead, text } in paragraphs {
+            if lead.is_empty() {
+                self.paragraph(tone, &text);
+            } else {
+                self.entry(tone, lead, &text);
+            }
+        }
+    }
+
+    /// The allocator's own view, where it has one, or why it has none.
+    fn allocator(&mut self, report: &Report, space: &SpaceReport) {
+        let instead = allocator::instead_of_figures(space);
+        self.paragraphs(instead.into_iter().collect());
+        if let Some(sum) = allocator::sum(report, space) {
+            self.section(sum.lines(self.width));
+        }
+        self.paragraphs(allocator::findings(report, space, self.verbose));
+        if self.verbose {
+            for table in allocator::details(space) {
+                self.section(table.lines(self.width));
+            }
+        }
+    }
+
     /// The telling steps beside the picture of the address space, or above it when there is no room beside.
     fn steps_and_picture(&mut self, report: &Report, space: &SpaceReport) {
         let rows = if report.processes.len() > 1 {
@@ -178,12 +209,21 @@ impl Page {
         } else {
             ("break", &space.program_break.steps)
         };
+        let told = StepsTold {
+            of,
+            by_allocator: allocator::last(space).is_some(),
+        };
         let beside_picture = self.width - GUTTER - NARROWEST_PICTURE;
-        let mut lines = telling_steps(of, steps, rows, beside_picture);
+        if told.by_allocator {
+            // Why each step was made is worth the width that the picture would take.
+            self.section(telling_steps(told, steps, rows, self.width));
+            return;
+        }
+        let mut lines = telling_steps(told, steps, rows, beside_picture);
         let left_width = lines.iter().map(Line::width).max().unwrap_or(0);
         let is_beside = !lines.is_empty() && left_width <= beside_picture;
         if !is_beside {
-            lines = telling_steps(of, steps, rows, self.width);
+            lines = telling_steps(told, steps, rows, self.width);
         }
         let picture_width = if is_beside {
             self.width - left_width - GUTTER
@@ -208,7 +248,11 @@ impl Page {
             ("break", &space.program_break.steps),
             ("mmap", &space.anonymous.steps),
         ] {
-            self.section(all_steps(of, steps, self.width));
+            let told = StepsTold {
+                of,
+                by_allocator: allocator::last(space).is_some(),
+            };
+            self.section(all_steps(told, steps, self.width));
         }
         if !space.layout.is_empty() {
             self.section(layout::every_segment(space, self.width));
@@ -253,6 +297,13 @@ impl Page {
             ));
         }
         self.section(lines);
+    }
+
+    /// Which of several programs ran without the allocator that was asked for.
+    fn absences(&mut self, report: &Report) {
+        if let Some(text) = allocator::absences(report) {
+            self.paragraph(Tone::Plain, &text);
+        }
     }
 
     /// How the recording was made.
@@ -577,8 +628,17 @@ fn virtual_size(memory: Option<MemoryFigures>) -> String {
     }
 }
 
+/// Which steps are told, and how much of them.
+#[derive(Clone, Copy)]
+struct StepsTold {
+    /// `break` or `mmap`.
+    of: &'static str,
+    /// Whether the bundled allocator tells why they were made.
+    by_allocator: bool,
+}
+
 /// At most `rows` lines under a heading: all steps when they are few, else the first, the last and the largest.
-fn telling_steps(of: &'static str, steps: &Steps, rows: usize, width: usize) -> Vec<Line> {
+fn telling_steps(told: StepsTold, steps: &Steps, rows: usize, width: usize) -> Vec<Line> {
     if steps.kept.is_empty() {
         return Vec::new();
     }
@@ -588,7 +648,10 @@ fn telling_steps(of: &'static str, steps: &Steps, rows: usize, width: usize) -> 
     } else {
         most_telling(&steps.kept, rows.saturating_sub(1))
     };
-    let mut columns = step_columns(of);
+    let mut columns = step_columns(told.of);
+    if told.by_allocator {
+        columns.extend(allocator::step_columns());
+    }
     // Who did it is worth a column only when there is a choice.
     let has_threads = steps.kept.iter().any(|step| step.tid != steps.kept[0].tid);
     if has_threads {
@@ -596,7 +659,10 @@ fn telling_steps(of: &'static str, steps: &Steps, rows: usize, width: usize) -> 
     }
     let mut table = Table::new(columns);
     for step in &shown {
-        let mut cells = step_cells(of, step);
+        let mut cells = step_cells(told.of, step);
+        if told.by_allocator {
+            cells.extend(allocator::step_cells(step));
+        }
         if has_threads {
             cells.push(Cell::plain(step.tid));
         }
@@ -604,11 +670,16 @@ fn telling_steps(of: &'static str, steps: &Steps, rows: usize, width: usize) -> 
     }
     let mut lines = table.lines(width);
     let left_out = steps.total.saturating_sub(shown.len() as u64);
+    let mut remarks = Vec::new();
     if left_out > 0 {
-        lines.push(Line::of(
-            Tone::Faint,
-            &format!("{} left out", words::count(left_out, "step", "steps")),
-        ));
+        let steps = words::count(left_out, "step", "steps");
+        remarks.push(format!("{steps} left out"));
+    }
+    if told.by_allocator {
+        remarks.push(allocator::STEP_FIGURES_ARE.to_owned());
+    }
+    if !remarks.is_empty() {
+        lines.push(Line::of(Tone::Faint, &remarks.join("; ")));
     }
     lines
 }
@@ -690,12 +761,15 @@ fn largest(mut steps: Vec<&Step>, wanted: usize) -> Vec<&Step> {
 }
 
 /// Every step that was kept, with its addresses.
-fn all_steps(of: &'static str, steps: &Steps, width: usize) -> Vec<Line> {
+fn all_steps(told: StepsTold, steps: &Steps, width: usize) -> Vec<Line> {
     if steps.kept.is_empty() {
         return Vec::new();
     }
     let mut columns = step_columns("mmap");
-    columns[2].title = of;
+    columns[2].title = told.of;
+    if told.by_allocator {
+        columns.extend(allocator::step_columns());
+    }
     columns.extend([
         Column::number("thread").rank(1),
         Column::number("from"),
@@ -704,6 +778,9 @@ fn all_steps(of: &'static str, steps: &Steps, width: usize) -> Vec<Line> {
     let mut table = Table::new(columns);
     for step in &steps.kept {
         let mut cells = step_cells("mmap", step);
+        if told.by_allocator {
+            cells.extend(allocator::step_cells(step));
+        }
         cells.extend([
             Cell::plain(step.tid),
             Cell::plain(step.from),

@@ -1,0 +1,754 @@
+//! The bundled allocator's own view: what it has of the kernel and where that is, what it was asked for, what went
+//! wrong in the program's heap, and whether its account and the kernel's agree.
+
+use crate::event::AllocatorCause;
+use crate::event::AllocatorFigures;
+use crate::event::FoundBy;
+use crate::event::HeapErrorKind;
+use crate::event::HeapWalk;
+use crate::report::AllocatorChecks;
+use crate::report::AllocatorClaims;
+use crate::report::AllocatorReport;
+use crate::report::FoundHeapError;
+use crate::report::HeapErrorCount;
+use crate::report::Report;
+use crate::report::SpaceReport;
+use crate::report::Step;
+use crate::report::StepFigures;
+use crate::stats_page::Counters;
+use crate::units::ByteSize;
+use crate::units::Exact;
+
+use super::style::Tone;
+use super::table::Cell;
+use super::table::Column;
+use super::table::Table;
+use super::verdict;
+use super::words;
+
+/// Heap errors listed unless all are asked for.
+const LISTED_ERRORS: usize = 3;
+/// Differences listed unless all are asked for.
+const LISTED_DIFFERENCES: usize = 3;
+/// Sizes of blocks never freed that are listed unless all are asked for.
+const LISTED_SIZES: usize = 4;
+/// Free ends of the sum that are worth a word.
+const MANY_ARENAS: u64 = 2;
+
+/// A paragraph: what stands at the left edge of its first line, and its text.
+pub(super) struct Paragraph {
+    pub(super) tone: Tone,
+    pub(super) lead: &'static str,
+    pub(super) text: String,
+}
+
+impl Paragraph {
+    fn of(tone: Tone, lead: &'static str, text: String) -> Self {
+        Self { tone, lead, text }
+    }
+}
+
+/// The figures as last read, if there are any.
+pub(super) fn last(space: &SpaceReport) -> Option<&Counters> {
+    let AllocatorFigures(counters) = &space.allocator.as_ref()?.last.as_ref()?.figures;
+    Some(counters)
+}
+
+/// What went wrong in the heaps of all processes: how much, then each, then what to do.
+pub(super) fn heap_errors(report: &Report, verbose: bool) -> Vec<Paragraph> {
+    let allocators = || {
+        let spaces = report.address_spaces.iter();
+        spaces.filter_map(|space| space.allocator.as_ref())
+    };
+    let total = allocators().fold(0_u64, |sum, allocator| {
+        sum.saturating_add(allocator.heap_errors.total)
+    });
+    if total == 0 {
+        return Vec::new();
+    }
+    let mut counts: Vec<HeapErrorCount> = Vec::new();
+    for count in allocators().flat_map(|allocator| &allocator.heap_errors.by_kind) {
+        match counts.iter_mut().find(|known| known.kind == count.kind) {
+            Some(known) => known.errors = known.errors.saturating_add(count.errors),
+            None => counts.push(*count),
+        }
+    }
+    let kinds: Vec<String> = counts.iter().map(count_of_kind).collect();
+    let mut paragraphs = vec![Paragraph::of(
+        Tone::Warning,
+        "",
+        format!(
+            "breaktrace: {} in the program's heap: {}",
+            words::count(total, "error", "errors"),
+            kinds.join(", ")
+        ),
+    )];
+    let kept: Vec<&FoundHeapError> = allocators()
+        .flat_map(|allocator| &allocator.heap_errors.kept)
+        .collect();
+    let listed = if verbose { kept.len() } else { LISTED_ERRORS };
+    let several = report.processes.len() > 1;
+    for found in kept.iter().take(listed) {
+        let text = heap_error(found, several);
+        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text));
+    }
+    let rest = total.saturating_sub(kept.len().min(listed) as u64);
+    if rest > 0 {
+        let text = words::count(rest, "more error", "more errors");
+        paragraphs.push(Paragraph::of(Tone::Faint, "  ", text));
+    }
+    let is_guarded = allocators().any(|a| a.setup.as_ref().is_some_and(|setup| setup.guard));
+    if !is_guarded {
+        let text = "--guard finds more, and sooner: it puts red zones around blocks and keeps freed ones aside";
+        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text.to_owned()));
+    }
+    paragraphs
+}
+
+fn count_of_kind(count: &HeapErrorCount) -> String {
+    let (singular, plural) = match count.kind {
+        HeapErrorKind::DoubleFree => ("double free", "double frees"),
+        HeapErrorKind::ForeignPointer => ("free of a foreign pointer", "frees of foreign pointers"),
+        HeapErrorKind::WritePastEnd => ("write past a block's end", "writes past a block's end"),
+        HeapErrorKind::WriteBeforeStart => (
+            "write before a block's start",
+            "writes before a block's start",
+        ),
+        HeapErrorKind::WriteAfterFree => ("write after free", "writes after free"),
+        HeapErrorKind::RecordsChanged => (
+            "write over malloc's own records",
+            "writes over malloc's own records",
+        ),
+    };
+    words::count(count.errors, singular, plural)
+}
+
+/// One error in words: which block, what happened to it, where that was noticed.
+fn heap_error(found: &FoundHeapError, several_processes: bool) -> String {
+    let error = &found.error;
+    let address = error.address;
+    let block = match error.size_bytes {
+        Some(bytes) => format!("the block of {} at {address}", ByteSize(bytes)),
+        None => format!("the block at {address}"),
+    };
+    let offset = error.changed.map(|changed| changed.offset_from(address));
+    let what = match error.kind {
+        HeapErrorKind::DoubleFree => format!("{block} was freed a second time"),
+        HeapErrorKind::ForeignPointer => format!("{address} was freed, and malloc never gave it"),
+        HeapErrorKind::WritePastEnd => {
+            let past = offset
+                .zip(error.size_bytes)
+                .and_then(|(offset, size)| u64::try_from(offset).ok()?.checked_sub(size));
+            match past {
+                Some(0) => format!("{block} was written past its end, from the first byte on"),
+                Some(past) => format!("{block} was written past its end, {} on", ByteSize(past)),
+                None => format!("{block} was written past its end"),
+            }
+        }
+        HeapErrorKind::WriteBeforeStart => match offset {
+            Some(offset @ i64::MIN..0) => format!(
+                "{block} was written before its start, {} below it",
+                ByteSize(offset.unsigned_abs())
+            ),
+            _ => format!("{block} was written before its start"),
+        },
+        HeapErrorKind::WriteAfterFree => match offset {
+            Some(offset @ 0..) => {
+                format!("{block} was written to after it was freed, at byte {offset}")
+            }
+            _ => format!("{block} was written to after it was freed"),
+        },
+        HeapErrorKind::RecordsChanged => {
+            format!("malloc's own records at {address} were written over")
+        }
+    };
+    let place = match error.found_by {
+        FoundBy::Free => "noticed in free",
+        FoundBy::Realloc => "noticed in realloc",
+        FoundBy::Malloc => "noticed in malloc",
+        FoundBy::Quarantine => "noticed when it left the quarantine",
+        FoundBy::UsableSize => "noticed in malloc_usable_size",
+        FoundBy::Exit => "noticed when the heap was looked through at the end",
+    };
+    let who = match (error.tid, several_processes) {
+        (Some(tid), _) if tid != found.pid => format!(" by thread {tid}"),
+        (_, true) => format!(" by pid {}", found.pid),
+        _ => String::new(),
+    };
+    format!("{what}; {place}{who}, {}", words::duration(found.time_ns.0))
+}
+
+/// What there is to say instead of figures; `None` where there are figures, or no allocator of ours was wanted.
+pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
+    let allocator = space.allocator.as_ref()?;
+    if allocator.last.is_some() {
+        return None;
+    }
+    let text = match &allocator.absence {
+        Some(absence) => format!("no figures of its own: {}", absence.message),
+        None if allocator.name != "bundled" => {
+            format!(
+                "{}, which tells nothing of itself: this is the kernel's view",
+                allocator.name
+            )
+        }
+        None if allocator.setup.is_some() => {
+            "bundled; its figures were never read, as no memory call of its own was seen".to_owned()
+        }
+        None => "bundled, and nothing was heard of it".to_owned(),
+    };
+    Some(Paragraph::of(Tone::Plain, "allocator ", text))
+}
+
+/// How many of several programs ran without the allocator, and why, besides the one that the report is about.
+pub(super) fn absences(report: &Report) -> Option<String> {
+    let mut reasons: Vec<(&str, u64)> = Vec::new();
+    let others = report
+        .address_spaces
+        .iter()
+        .filter(|space| Some(space.id) != report.main_space);
+    for space in others {
+        let absence = space.allocator.as_ref().and_then(|a| a.absence.as_ref());
+        let Some(absence) = absence else { continue };
+        match reasons
+            .iter_mut()
+            .find(|(known, _)| *known == absence.message)
+        {
+            Some((_, count)) => *count += 1,
+            None => reasons.push((&absence.message, 1)),
+        }
+    }
+    let (first, _) = reasons.first()?;
+    let total = reasons.iter().map(|(_, count)| count).sum();
+    let more = if reasons.len() > 1 {
+        "; some for other reasons"
+    } else {
+        ""
+    };
+    Some(format!(
+        "{} without the bundled allocator: {first}{more}",
+        words::count(total, "program ran", "programs ran"),
+    ))
+}
+
+/// What is obtained and where it is, as a sum.
+pub(super) fn sum(report: &Report, space: &SpaceReport) -> Option<Table> {
+    let counters = last(space)?;
+    let end = match verdict::end_of(report, space).as_str() {
+        "at exit" => "at exit",
+        "at detach" => "at detach",
+        "so far" => "now",
+        _ => "end",
+    };
+    let mut table = Table::new(vec![
+        Column::words("allocator").space(0),
+        Column::number(end),
+        Column::number(""),
+        Column::words("").rank(2),
+    ]);
+    let mut row = |tone, name: &str, bytes: u64, note: String| {
+        let share = words::share(bytes, counters.obtained_bytes);
+        table.row(vec![
+            Cell::of(tone, name),
+            Cell::plain(ByteSize(bytes)),
+            Cell::plain(share.map_or_else(|| "–".to_owned(), words::percent)),
+            Cell::of(Tone::Faint, &note),
+        ]);
+    };
+    let by_brk = counters
+        .brk_grown_bytes
+        .saturating_sub(counters.brk_shrunk_bytes);
+    let by_mmap = counters
+        .mapped_bytes
+        .saturating_sub(counters.unmapped_bytes);
+    row(
+        Tone::Strong,
+        "obtained",
+        counters.obtained_bytes,
+        with_peak(
+            parts(&[(by_brk, "by brk"), (by_mmap, "by mmap")]),
+            counters.obtained_peak_bytes,
+        ),
+    );
+    row(
+        Tone::Plain,
+        "= in use",
+        counters.in_use_bytes,
+        with_peak(blocks(counters), counters.in_use_peak_bytes),
+    );
+    row(
+        Tone::Plain,
+        "+ overhead",
+        counters.overhead_bytes,
+        parts(&[
+            (counters.block_overhead_bytes, "headers, rounding"),
+            (counters.record_bytes, "records"),
+        ]),
+    );
+    row(
+        Tone::Plain,
+        "+ free",
+        counters.free_bytes,
+        parts(&[
+            (counters.free_chunk_bytes, "bins"),
+            (counters.free_slab_bytes, "slabs"),
+            (counters.cached_bytes, "caches"),
+        ]),
+    );
+    let arenas = if counters.arenas >= MANY_ARENAS {
+        format!("of {} arenas", counters.arenas)
+    } else {
+        String::new()
+    };
+    row(Tone::Plain, "+ top", counters.top_bytes, arenas);
+    Some(table)
+}
+
+/// `50.1 MiB bins, 12 KiB caches`, without what is nothing.
+fn parts(parts: &[(u64, &str)]) -> String {
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, name)| format!("{} {name}", ByteSize(*bytes)))
+        .collect();
+    parts.join(", ")
+}
+
+fn with_peak(mut note: String, peak: u64) -> String {
+    if !note.is_empty() {
+        note.push_str("; ");
+    }
+    format!("{note}peak {}", ByteSize(peak))
+}
+
+fn blocks(counters: &Counters) -> String {
+    let noun = if counters.live_blocks == 1 {
+        "block"
+    } else {
+        "blocks"
+    };
+    let large = match counters.live_large_blocks {
+        0 => String::new(),
+        large => format!(", {} mapped alone", Exact(large)),
+    };
+    format!("{} {noun}{large}", Exact(counters.live_blocks))
+}
+
+/// What the numbers say of malloc: the claims with which the project began, and further facts on lines of their own.
+pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> Vec<Paragraph> {
+    let (Some(allocator), Some(counters)) = (&space.allocator, last(space)) else {
+        return Vec::new();
+    };
+    let mut texts: Vec<(&'static str, String)> = Vec::new();
+    if let Some(claims) = &allocator.claims {
+        texts.extend(claim_texts(counters, claims).map(|text| ("· ", text)));
+    }
+    texts.push(("requests  ", requests(counters)));
+    let not_freed = allocator
+        .walk
+        .as_ref()
+        .map(|walk| not_freed(report, space, walk, verbose));
+    texts.extend(not_freed.map(|text| ("not freed ", text)));
+    if let Some(text) = settings(allocator, verbose) {
+        texts.push(("policy    ", text));
+    }
+    let odd = odd_events(counters);
+    if !odd.is_empty() {
+        texts.push(("oddities  ", odd.join("; ")));
+    }
+    if verbose {
+        texts.push(("inside    ", inside(counters)));
+    }
+    texts
+        .into_iter()
+        .map(|(lead, text)| Paragraph::of(Tone::Plain, lead, text))
+        .collect()
+}
+
+fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<Item = String> {
+    let calls = match claims.requests_per_kernel_call {
+        Some(ratio) if ratio >= 1.5 => format!(" (1 in {})", Exact(rounded(ratio))),
+        _ => String::new(),
+    };
+    let requests = format!(
+        "malloc is no system call: {}, {}{calls}",
+        exact_count(claims.requests, "request", "requests"),
+        exact_count(claims.kernel_calls, "kernel call", "kernel calls"),
+    );
+    let more = claims.obtained_per_in_use.map(|ratio| {
+        format!(
+            "It holds more than you ask for: {} for {} in use, {} as much",
+            ByteSize(counters.obtained_bytes),
+            ByteSize(counters.in_use_bytes),
+            times(ratio),
+        )
+    });
+    let back = (claims.freed_bytes > 0).then(|| {
+        let advised = match claims.advised_bytes {
+            0 => String::new(),
+            bytes => format!(", and pages of {} by madvise", ByteSize(bytes)),
+        };
+        let freed = ByteSize(claims.freed_bytes);
+        if claims.returned_bytes == 0 && claims.advised_bytes == 0 {
+            format!("free gave nothing back: {freed} were freed, and the kernel got none of it")
+        } else {
+            format!(
+                "free is not giving back: {freed} were freed, the kernel got {}{advised}",
+                ByteSize(claims.returned_bytes),
+            )
+        }
+    });
+    [Some(requests), more, back].into_iter().flatten()
+}
+
+fn exact_count(number: u64, singular: &str, plural: &str) -> String {
+    let noun = if number == 1 { singular } else { plural };
+    format!("{} {noun}", Exact(number))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a ratio of counts, shown to the unit"
+)]
+fn rounded(ratio: f64) -> u64 {
+    ratio.round() as u64
+}
+
+/// `1.6 times`, `12 times`.
+fn times(ratio: f64) -> String {
+    if ratio < 9.95 {
+        format!("{ratio:.1} times")
+    } else {
+        format!("{} times", Exact(rounded(ratio)))
+    }
+}
+
+fn requests(counters: &Counters) -> String {
+    let mut kinds = vec![format!("{} malloc", Exact(counters.malloc_calls))];
+    let mut add = |number: u64, what: &str| {
+        if number > 0 {
+            kinds.push(format!("{} {what}", Exact(number)));
+        }
+    };
+    add(counters.calloc_calls, "calloc");
+    add(counters.aligned_calls, "aligned");
+    let in_place = format!("realloc ({} in place)", Exact(counters.realloc_in_place));
+    add(counters.realloc_calls, &in_place);
+    let hits = counters.cache_hits.saturating_add(counters.cache_misses);
+    let cache = words::share(counters.cache_hits, hits).map_or_else(String::new, |share| {
+        format!("; {} from thread caches", words::percent(share))
+    });
+    format!(
+        "{}; {} freed{cache}",
+        kinds.join(", "),
+        exact_count(counters.freed_blocks, "block", "blocks"),
+    )
+}
+
+fn not_freed(report: &Report, space: &SpaceReport, walk: &HeapWalk, verbose: bool) -> String {
+    if walk.live_blocks == 0 && walk.complete {
+        return "nothing: every block was freed".to_owned();
+    }
+    let incomplete = match (&walk.stopped, walk.complete) {
+        (Some(reason), false) => format!("; the heap was not looked through whole: {reason}"),
+        (None, false) => "; the heap was not looked through whole".to_owned(),
+        (_, true) => String::new(),
+    };
+    let listed = if verbose {
+        walk.largest.len()
+    } else {
+        LISTED_SIZES
+    };
+    let mut sizes: Vec<String> = walk
+        .largest
+        .iter()
+        .take(listed)
+        .map(|size| format!("{} of {}", Exact(size.blocks), ByteSize(size.size_bytes)))
+        .collect();
+    if walk.largest.len() > listed {
+        sizes.push("…".to_owned());
+    }
+    let sizes = if sizes.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", sizes.join(", "))
+    };
+    format!(
+        "{} with {} {}{sizes}{incomplete}",
+        exact_count(walk.live_blocks, "block", "blocks"),
+        ByteSize(walk.live_bytes),
+        verdict::end_of(report, space),
+    )
+}
+
+/// The policy in words; all settings if they are asked for.
+fn settings(allocator: &AllocatorReport, verbose: bool) -> Option<String> {
+    let setup = allocator.setup.as_ref()?;
+    let meaning = match setup.policy.as_str() {
+        "never" => ": the break never goes back".to_owned(),
+        "trim" => format!(
+            ": what lies at the top goes back beyond {}",
+            ByteSize(setup.trim_threshold_bytes)
+        ),
+        "eager" => ": the top goes back at once, free pages below by madvise".to_owned(),
+        _ => String::new(),
+    };
+    let guard = if setup.guard {
+        "; guard on: red zones and a quarantine add to the overhead"
+    } else {
+        ""
+    };
+    let all = if verbose {
+        format!(
+            "; blocks from {} on are mapped, {} are obtained ahead, {} at most; version {}, page at {}{}",
+            ByteSize(setup.mmap_threshold_bytes),
+            ByteSize(setup.top_pad_bytes),
+            words::count(u64::from(setup.arena_max), "arena", "arenas"),
+            setup.version,
+            setup.page,
+            if setup.abort_on_heap_error {
+                "; a heap error aborts the program"
+            } else {
+                ""
+            },
+        )
+    } else {
+        String::new()
+    };
+    Some(format!("{}{meaning}{guard}{all}", setup.policy))
+}
+
+/// What does not happen in every program, and is said only when it did.
+fn odd_events(counters: &Counters) -> Vec<String> {
+    let mut odd = Vec::new();
+    let mut add = |number: u64, singular: &str, plural: &str| {
+        if number > 0 {
+            odd.push(exact_count(number, singular, plural));
+        }
+    };
+    add(
+        counters.failed_requests,
+        "request failed",
+        "requests failed",
+    );
+    add(counters.brk_refused, "brk was refused", "brks were refused");
+    add(
+        counters.foreign_break_moves,
+        "time somebody else had moved the break",
+        "times somebody else had moved the break",
+    );
+    add(
+        counters.lock_waits,
+        "wait for another thread's lock",
+        "waits for another thread's lock",
+    );
+    odd
+}
+
+fn inside(counters: &Counters) -> String {
+    let number = |number: u64, singular: &str, plural: &str| exact_count(number, singular, plural);
+    [
+        number(counters.splits, "split", "splits"),
+        number(counters.coalesces, "join", "joins"),
+        number(counters.slabs_made, "slab made", "slabs made"),
+        format!("{} given up", Exact(counters.slabs_released)),
+        number(
+            counters.free_chunks,
+            "free chunk in bins",
+            "free chunks in bins",
+        ),
+        number(counters.trims, "trim", "trims"),
+        number(counters.arenas, "arena", "arenas"),
+        number(counters.thread_caches, "thread cache", "thread caches"),
+    ]
+    .join(", ")
+}
+
+/// How the memory was shared out when most was obtained, and the size classes in use: for those who ask for all.
+pub(super) fn details(space: &SpaceReport) -> Vec<Table> {
+    let Some(allocator) = &space.allocator else {
+        return Vec::new();
+    };
+    let mut tables = Vec::new();
+    if let Some(largest) = &allocator.largest {
+        let AllocatorFigures(counters) = &largest.figures;
+        let mut table = Table::new(vec![
+            Column::words("most seen").space(0),
+            Column::number("at"),
+            Column::number("obtained"),
+            Column::number("= in use"),
+            Column::number("+ overhead"),
+            Column::number("+ free"),
+            Column::number("+ top"),
+        ]);
+        table.row(vec![
+            Cell::plain(""),
+            Cell::plain(words::duration(largest.time_ns.0)),
+            Cell::plain(ByteSize(counters.obtained_bytes)),
+            Cell::plain(ByteSize(counters.in_use_bytes)),
+            Cell::plain(ByteSize(counters.overhead_bytes)),
+            Cell::plain(ByteSize(counters.free_bytes)),
+            Cell::plain(ByteSize(counters.top_bytes)),
+        ]);
+        tables.push(table);
+    }
+    if !allocator.classes.is_empty() {
+        let mut table = Table::new(vec![
+            Column::number("small blocks").space(0),
+            Column::number("handed out"),
+            Column::number("not freed"),
+            Column::number("in caches"),
+            Column::number("in slabs"),
+        ]);
+        for class in &allocator.classes {
+            table.row(vec![
+                Cell::plain(ByteSize(class.block_bytes)),
+                Cell::plain(Exact(class.allocated)),
+                Cell::plain(Exact(class.live)),
+                Cell::plain(Exact(class.cached)),
+                Cell::plain(Exact(class.free)),
+            ]);
+        }
+        tables.push(table);
+    }
+    tables
+}
+
+/// Columns that tell why steps were made and how the allocator stood before.
+pub(super) fn step_columns() -> Vec<Column> {
+    vec![
+        Column::words("why"),
+        Column::number("in use").rank(4),
+        Column::number("free").rank(2),
+        Column::number("top").rank(3),
+    ]
+}
+
+/// The cells of [`step_columns`].
+pub(super) fn step_cells(step: &Step) -> Vec<Cell> {
+    let figures = step.allocator.and_then(|call| call.figures);
+    let size = |of: fn(&StepFigures) -> u64| {
+        // Where somebody else moved the break, there is nothing to say.
+        Cell::plain(figures.map_or_else(|| "–".to_owned(), |f| ByteSize(of(&f)).to_string()))
+    };
+    vec![
+        Cell::plain(why(step)),
+        size(|figures| figures.in_use_bytes),
+        size(|figures| figures.free_bytes),
+        size(|figures| figures.top_bytes),
+    ]
+}
+
+/// What stands below the steps, so that nobody takes the figures for those after the step.
+pub(super) const STEP_FIGURES_ARE: &str = "in use, free, top: just before the step";
+
+/// Why a step was made, in a few letters: `for 16 KiB`.
+fn why(step: &Step) -> String {
+    let Some(call) = &step.allocator else {
+        return "not malloc".to_owned();
+    };
+    match (call.cause, call.request_bytes) {
+        (Some(AllocatorCause::Request), Some(bytes)) => format!("for {}", ByteSize(bytes)),
+        (Some(AllocatorCause::Request), None) => "a request".to_owned(),
+        (Some(AllocatorCause::Trim), _) => "trim".to_owned(),
+        (Some(AllocatorCause::MallocTrim), _) => "malloc_trim".to_owned(),
+        (Some(AllocatorCause::Eager), _) => "eager".to_owned(),
+        (Some(AllocatorCause::Records), _) => "its records".to_owned(),
+        (Some(AllocatorCause::Release), _) => "large block".to_owned(),
+        (None, _) => "malloc".to_owned(),
+    }
+}
+
+/// How the allocator's account compares with the calls that were traced, in all processes.
+pub(super) fn checks(report: &Report, verbose: bool) -> Vec<Paragraph> {
+    let told: Vec<&AllocatorChecks> = report
+        .address_spaces
+        .iter()
+        .filter_map(|space| space.allocator.as_ref())
+        .filter(|allocator| allocator.last.is_some())
+        .map(|allocator| &allocator.checks)
+        .collect();
+    if told.is_empty() {
+        return Vec::new();
+    }
+    let sum = |of: fn(&AllocatorChecks) -> u64| {
+        told.iter()
+            .map(|checks| of(checks))
+            .fold(0, u64::saturating_add)
+    };
+    let made = sum(|checks| checks.made);
+    let differing = sum(|checks| checks.differing);
+    let sums_made = sum(|checks| checks.sums_made);
+    let sums_differing = sum(|checks| checks.sums_differing);
+    let times = words::count(made, "time", "times");
+    let mut paragraphs = vec![match (made, differing) {
+        (0, _) => Paragraph::of(
+            Tone::Plain,
+            "",
+            "not checked against malloc's own count: it was never read while all threads stood still"
+                .to_owned(),
+        ),
+        (_, 0) => {
+            let held = if sums_made > 0 && sums_differing == 0 {
+                "; its sum held"
+            } else {
+                ""
+            };
+            Paragraph::of(
+                Tone::Faint,
+                "",
+                format!("checked against malloc's own count {times}: equal{held}"),
+            )
+        }
+        _ => Paragraph::of(
+            Tone::Warning,
+            "",
+            format!("checked against malloc's own count {times}: {differing} differed"),
+        ),
+    }];
+    if sums_differing > 0 {
+        paragraphs.push(failed_sum(&told, sums_made, sums_differing));
+    }
+    let differences: Vec<_> = told.iter().flat_map(|checks| &checks.differences).collect();
+    let listed = if verbose {
+        differences.len()
+    } else {
+        LISTED_DIFFERENCES
+    };
+    for difference in differences.iter().take(listed) {
+        let text = format!(
+            "at {}, {}: malloc counted {}, traced {}",
+            words::duration(difference.time_ns.0),
+            difference.counter,
+            Exact(difference.counted),
+            Exact(difference.traced),
+        );
+        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text));
+    }
+    let rest = differences.len().saturating_sub(listed) as u64;
+    if rest > 0 {
+        let text = words::count(rest, "more difference", "more differences");
+        paragraphs.push(Paragraph::of(Tone::Faint, "  ", text));
+    }
+    paragraphs
+}
+
+fn failed_sum(told: &[&AllocatorChecks], made: u64, differing: u64) -> Paragraph {
+    let first = told
+        .iter()
+        .find_map(|checks| checks.first_sum_difference_bytes);
+    let by = match first {
+        Some(bytes @ 1..) => format!(": {} too much", ByteSize(bytes.unsigned_abs())),
+        Some(bytes) => format!(": {} too little", ByteSize(bytes.unsigned_abs())),
+        None => String::new(),
+    };
+    Paragraph::of(
+        Tone::Warning,
+        "",
+        format!(
+            "malloc's sum did not hold {differing} of {}{by}; a thread stopped inside malloc explains that, nothing else",
+            words::count(made, "time", "times"),
+        ),
+    )
+}
