@@ -781,8 +781,14 @@ impl Sum {
             .wrapping_sub(cache.medium_freed_bytes.get())
             .wrapping_add(cache.large_allocated_bytes.get())
             .wrapping_sub(cache.large_freed_bytes.get());
-        let mut allocated = cache.medium_allocated.get() + cache.large_allocated.get();
-        let mut freed = cache.medium_freed.get() + cache.large_freed.get();
+        let mut allocated = cache
+            .medium_allocated
+            .get()
+            .wrapping_add(cache.large_allocated.get());
+        let mut freed = cache
+            .medium_freed
+            .get()
+            .wrapping_add(cache.large_freed.get());
         let mut cached_bytes = cache.medium_cached_bytes.get();
         for (class, figures) in self.classes.iter_mut().enumerate() {
             let taken = cache.allocated[class].get();

@@ -7,15 +7,20 @@ use std::time::Duration;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+use clap::ValueEnum;
 use clap::ValueHint;
+use clap::builder::TypedValueParser;
 
 use crate::render::Format;
+use crate::stats_page::Policy;
+use crate::tracer::Allocator;
 
 const EXAMPLES: &str = "\
 Examples:
   breaktrace run -- python3 build.py            trace a program; the report comes on stderr
   breaktrace run -o heap.json -- make -j4       the report as JSON, children included
   breaktrace run --events e.jsonl -- ./main     every event, as it happens: tail -f, jq
+  breaktrace run --allocator bundled -- ./main  run it on breaktrace's malloc, which tells what it does
   breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
   breaktrace attach --duration 10s 4242         watch it for ten seconds
   breaktrace report heap.json                   show a recording again
@@ -152,6 +157,82 @@ pub(super) struct Run {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", value_hint = ValueHint::CommandWithArguments)]
     pub(super) command: Vec<OsString>,
+
+    // Last, as its heading holds for what comes after it.
+    #[command(flatten)]
+    pub(super) allocator: AllocatorOptions,
+}
+
+/// Which malloc the program uses, and how it is set up.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Allocator")]
+pub(super) struct AllocatorOptions {
+    /// Run the program on this malloc: system, bundled, or a library of this PATH
+    ///
+    /// `system` leaves the program as it is. `bundled` preloads breaktrace's own malloc, whose figures stand in the
+    /// report beside the kernel's. Any other is preloaded in the same way: jemalloc, mimalloc, tcmalloc.
+    #[arg(long, value_name = "WHICH", default_value = "system", hide_default_value = true, value_parser = clap::builder::OsStringValueParser::new().map(allocator))]
+    pub(super) allocator: Allocator,
+
+    /// What the bundled malloc does with memory that is no longer needed
+    #[arg(long, value_name = "POLICY")]
+    pub(super) heap_policy: Option<HeapPolicy>,
+
+    /// Surround blocks with red zones, fill them with patterns, and keep freed ones aside, to find heap errors
+    #[arg(long)]
+    pub(super) guard: bool,
+
+    /// What happens to the program when it misuses its heap
+    #[arg(long, value_name = "ACTION")]
+    pub(super) on_heap_error: Option<OnHeapError>,
+}
+
+fn allocator(word: OsString) -> Allocator {
+    match word.to_str() {
+        Some("system") => Allocator::System,
+        Some("bundled") => Allocator::Bundled,
+        _ => Allocator::Library(word.into()),
+    }
+}
+
+/// What to do with memory that is no longer needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum HeapPolicy {
+    /// Keep all of it
+    Never,
+    /// Give back what lies at the top beyond a threshold, as glibc does
+    Trim,
+    /// Give back the top at once, and whole free pages below it
+    Eager,
+}
+
+impl From<HeapPolicy> for Policy {
+    fn from(policy: HeapPolicy) -> Self {
+        match policy {
+            HeapPolicy::Never => Self::Never,
+            HeapPolicy::Trim => Self::Trim,
+            HeapPolicy::Eager => Self::Eager,
+        }
+    }
+}
+
+/// What happens to the program when it misuses its heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnHeapError {
+    /// It is aborted, as by glibc
+    Abort,
+    /// It goes on; the report tells
+    Report,
+}
+
+impl OnHeapError {
+    /// As the environment has it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Abort => "abort",
+            Self::Report => "report",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -227,6 +308,21 @@ mod tests {
     fn a_mistyped_option_is_no_program() {
         let error = run(&["--jsn", "x", "ls"]).unwrap_err();
         assert!(error.to_string().contains("--json"), "{error}");
+    }
+
+    #[test]
+    fn the_allocator_is_one_of_two_names_or_a_path() {
+        let allocator = |words: &[&str]| run(words).unwrap().allocator.allocator;
+        assert_eq!(allocator(&["ls"]), Allocator::System);
+        assert_eq!(
+            allocator(&["--allocator", "bundled", "ls"]),
+            Allocator::Bundled
+        );
+        assert_eq!(
+            allocator(&["--allocator", "./x.so", "ls"]),
+            Allocator::Library("./x.so".into())
+        );
+        assert!(run(&["--heap-policy", "sometimes", "ls"]).is_err());
     }
 
     #[test]

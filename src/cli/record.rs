@@ -10,6 +10,7 @@ use super::Ending;
 use super::Failure;
 use super::RUN_FAILED;
 use super::args;
+use super::args::AllocatorOptions;
 use super::args::RecordOptions;
 use super::output;
 use super::output::Outputs;
@@ -21,6 +22,9 @@ use crate::event::NoticeCode;
 use crate::event::SpaceId;
 use crate::event_log::EventLog;
 use crate::model::Recorder;
+use crate::stats_page;
+use crate::stats_page::Policy;
+use crate::tracer::Allocator;
 use crate::tracer::AttachError;
 use crate::tracer::Launch;
 use crate::tracer::LaunchError;
@@ -30,11 +34,12 @@ use crate::units::Timestamp;
 
 /// `breaktrace run`.
 pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
-    let environment = arguments
+    let mut environment = arguments
         .env
         .iter()
         .map(split_variable)
         .collect::<Result<Vec<_>, _>>()?;
+    environment.extend(allocator_settings(&arguments.allocator)?);
     let mut command = arguments.command.into_iter();
     let launch = Launch {
         program: command.next().unwrap_or_default(),
@@ -43,6 +48,7 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
         no_aslr: arguments.no_aslr,
         user: arguments.user,
         seccomp: !arguments.no_seccomp,
+        allocator: arguments.allocator.allocator,
         stdout: None,
     };
     let options = arguments.record;
@@ -111,6 +117,37 @@ fn split_variable(variable: &OsString) -> Result<(OsString, OsString), Failure> 
                 .code(super::USAGE),
         ),
     }
+}
+
+/// The variables that set up the bundled allocator, as asked for.
+fn allocator_settings(options: &AllocatorOptions) -> Result<Vec<(OsString, OsString)>, Failure> {
+    let policy = options
+        .heap_policy
+        .map(|policy| (stats_page::environment::POLICY, Policy::from(policy).name()));
+    let guard = options
+        .guard
+        .then_some((stats_page::environment::GUARD, "1"));
+    let on_error = options
+        .on_heap_error
+        .map(|action| (stats_page::environment::ON_HEAP_ERROR, action.name()));
+    for (option, is_given) in [
+        ("--heap-policy", policy.is_some()),
+        ("--guard", guard.is_some()),
+        ("--on-heap-error", on_error.is_some()),
+    ] {
+        if is_given && options.allocator != Allocator::Bundled {
+            return Err(
+                Failure::new(format!("`{option}` is for breaktrace's own malloc only"))
+                    .hint(format!("breaktrace run --allocator bundled {option} …"))
+                    .code(super::USAGE),
+            );
+        }
+    }
+    Ok([policy, guard, on_error]
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect())
 }
 
 fn tracer_options(options: &RecordOptions) -> Options {

@@ -24,6 +24,9 @@ use nix::unistd::Uid;
 
 use super::executable;
 use super::launch_error::LaunchError;
+use super::library;
+use super::library::Allocator;
+use super::library::Library;
 use super::seccomp::Filter;
 use super::seccomp::Installed;
 use super::stop;
@@ -53,6 +56,8 @@ pub struct Launch {
     pub user: Option<String>,
     /// Let only memory calls stop it.
     pub seccomp: bool,
+    /// Which malloc it uses.
+    pub allocator: Allocator,
     /// Where its standard output goes; ours, if absent.
     pub stdout: Option<File>,
 }
@@ -61,6 +66,8 @@ pub struct Launch {
 #[derive(Debug)]
 pub(super) struct Launched {
     pub(super) stopped: Stopped,
+    /// What is preloaded into it.
+    pub(super) library: Option<Library>,
     pub(super) stops: Stops,
     pub(super) notices: Vec<Notice>,
 }
@@ -133,7 +140,8 @@ struct Identity {
 /// Starts the program and waits until it is about to begin.
 pub(super) fn launch(launch: &Launch, options: c_int) -> Result<Launched, LaunchError> {
     let path = resolve(launch)?;
-    let prepared = prepare(launch, &path)?;
+    let library = Library::prepare(&launch.allocator, launch.user.is_some())?;
+    let prepared = prepare(launch, &path, library.as_ref())?;
     let pipe = || {
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| LaunchError::Trace {
             request: "pipe",
@@ -161,6 +169,7 @@ pub(super) fn launch(launch: &Launch, options: c_int) -> Result<Launched, Launch
                 news_read,
                 launch,
                 &path,
+                library,
             )
         }
     }
@@ -215,7 +224,11 @@ fn runnable(path: PathBuf) -> Result<Option<PathBuf>, LaunchError> {
     }
 }
 
-fn prepare(launch: &Launch, path: &Path) -> Result<Prepared, LaunchError> {
+fn prepare(
+    launch: &Launch,
+    path: &Path,
+    library: Option<&Library>,
+) -> Result<Prepared, LaunchError> {
     let string = |text: &OsStr, what| {
         CString::new(text.as_bytes()).map_err(|_| LaunchError::NulByte {
             program: launch.program.clone(),
@@ -230,7 +243,7 @@ fn prepare(launch: &Launch, path: &Path) -> Result<Prepared, LaunchError> {
         path: string(path.as_os_str(), "its path")?,
         arguments: Strings::new(arguments),
         environment: Strings::new(
-            environment(launch)
+            environment(launch, library)
                 .into_iter()
                 .map(|entry| string(&entry, "a variable"))
                 .collect::<Result<_, _>>()?,
@@ -249,12 +262,21 @@ fn prepare(launch: &Launch, path: &Path) -> Result<Prepared, LaunchError> {
 }
 
 /// Our own environment in its own order, byte for byte, with the additions in place or at the end.
-fn environment(launch: &Launch) -> Vec<OsString> {
+fn environment(launch: &Launch, library: Option<&Library>) -> Vec<OsString> {
     let mut entries: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     for (name, value) in &launch.environment {
         match entries.iter_mut().find(|(existing, _)| existing == name) {
             Some((_, existing)) => existing.clone_from(value),
             None => entries.push((name.clone(), value.clone())),
+        }
+    }
+    if let Some(library) = library {
+        let preloaded = entries
+            .iter_mut()
+            .find(|(name, _)| name == library::VARIABLE);
+        match preloaded {
+            Some((_, value)) => *value = library.before(Some(value)),
+            None => entries.push((library::VARIABLE.into(), library.before(None))),
         }
     }
     entries
@@ -368,6 +390,7 @@ fn take_over(
     news: OwnedFd,
     launch: &Launch,
     path: &Path,
+    library: Option<Library>,
 ) -> Result<Launched, LaunchError> {
     if let Err(errno) = sys::seize(pid, options) {
         // The child reads the end of the pipe and leaves.
@@ -395,6 +418,7 @@ fn take_over(
     match outcome {
         Ok(stopped) => Ok(Launched {
             stopped,
+            library,
             stops,
             notices,
         }),
@@ -526,10 +550,10 @@ mod tests {
 
     #[test]
     fn added_variables_replace_in_place_and_come_last_otherwise() {
-        let entries = environment(&launching(
-            "true",
-            &[("PATH", "/x"), ("BREAKTRACE_TEST_NEW", "1")],
-        ));
+        let entries = environment(
+            &launching("true", &[("PATH", "/x"), ("BREAKTRACE_TEST_NEW", "1")]),
+            None,
+        );
         assert_eq!(
             entries
                 .iter()

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::library::LibraryError;
 use crate::event::Outcome;
 
 /// Why a program could not be started.
@@ -68,6 +69,9 @@ pub enum LaunchError {
         /// Which string it is.
         what: &'static str,
     },
+    /// The malloc library cannot be preloaded.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
     /// The kernel refused to let us trace.
     #[error("cannot trace: {request}: {}", errno.desc())]
     Trace {
@@ -134,6 +138,7 @@ impl LaunchError {
             Self::CannotBecome { .. } => {
                 "only root may run programs as somebody else; try sudo".into()
             }
+            Self::Library(error) => return error.hint(),
             Self::Trace { .. } => "`breaktrace doctor` says what this machine allows".into(),
             Self::Refused { .. } | Self::NulByte { .. } | Self::DiedEarly { .. } => return None,
         })

@@ -14,6 +14,7 @@ mod executable;
 mod latency;
 mod launch;
 mod launch_error;
+mod library;
 mod proc;
 mod requests;
 mod seccomp;
@@ -34,10 +35,15 @@ use libc::c_int;
 use nix::errno::Errno;
 
 pub use self::attach::AttachError;
+pub use self::executable::NotPreloadable;
 pub use self::launch::Launch;
 pub use self::launch_error::LaunchError;
+pub use self::library::Allocator;
+pub use self::library::FolderProblem;
+pub use self::library::LibraryError;
 
 use self::latency::LatencyHold;
+use self::library::Library;
 use self::requests::Handlers;
 use self::requests::Requests;
 use self::stop::Resume;
@@ -154,6 +160,8 @@ pub struct Tracer {
     unwanted: HashSet<u32>,
     /// ABIs whose calls could not be decoded, and that have been mentioned.
     undecoded: HashSet<String>,
+    /// What is preloaded into the launched program; its file goes when we do.
+    library: Option<Library>,
     /// The program that was launched, and how it ended.
     launched: Option<u32>,
     launched_outcome: Option<(Outcome, Timestamp)>,
@@ -174,6 +182,11 @@ impl Tracer {
     ///
     /// The program cannot be run, or tracing is not permitted.
     pub fn launch(launch: &Launch, options: Options) -> Result<Self, LaunchError> {
+        // Before there is anything to be cleaned up.
+        let handlers = Handlers::install().map_err(|errno| LaunchError::Trace {
+            request: "sigaction",
+            errno,
+        })?;
         let launched = launch::launch(launch, launch_options(launch.seccomp, options.follow))?;
         let pid = launched.stopped.tid();
         let command = std::iter::once(&launch.program)
@@ -187,11 +200,10 @@ impl Tracer {
             launched.stops,
             launch.no_aslr,
             options,
-        )
-        .map_err(|errno| LaunchError::Trace {
-            request: "sigaction",
-            errno,
-        })?;
+            handlers,
+        );
+        tracer.recording.allocator = AllocatorChoice::from(&launch.allocator);
+        tracer.library = launched.library;
         tracer.launched = Some(pid);
         tracer.admit_launched(launched.stopped, launched.notices);
         Ok(tracer)
@@ -204,6 +216,7 @@ impl Tracer {
     /// One of them cannot be traced; none is, then.
     pub fn attach(pids: &[u32], options: Options) -> Result<Self, AttachError> {
         let pids = attach::processes(pids)?;
+        let handlers = Handlers::install().map_err(AttachError::Handlers)?;
         let mut tracer = Self::new(
             Mode::Attach,
             Vec::new(),
@@ -211,8 +224,8 @@ impl Tracer {
             Stops::EveryCall,
             false,
             options,
-        )
-        .map_err(AttachError::Handlers)?;
+            handlers,
+        );
         for pid in pids {
             tracer.seize_process(pid)?;
         }
@@ -234,12 +247,13 @@ impl Tracer {
         stops: Stops,
         no_aslr: bool,
         options: Options,
-    ) -> Result<Self, Errno> {
+        handlers: Handlers,
+    ) -> Self {
         let after = |duration: Option<Duration>| {
             duration
                 .map(|duration| Timestamp(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
         };
-        Ok(Self {
+        Self {
             options,
             recording: Recording {
                 mode,
@@ -264,13 +278,14 @@ impl Tracer {
             waiter: Waiter::new(),
             latency: LatencyHold::new(options.latency_hold),
             latency_told: false,
-            _handlers: Handlers::install()?,
+            _handlers: handlers,
             ready: VecDeque::new(),
             delayed: HashMap::new(),
             parked: HashMap::new(),
             stillborn: HashSet::new(),
             unwanted: HashSet::new(),
             undecoded: HashSet::new(),
+            library: None,
             launched: None,
             launched_outcome: None,
             launched_is_stopped: false,
@@ -280,7 +295,7 @@ impl Tracer {
             termination_asked: false,
             next_snapshot: after(options.every),
             last_tick: Timestamp(0),
-        })
+        }
     }
 
     /// What is recorded, how, and on what machine.
