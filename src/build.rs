@@ -8,7 +8,12 @@ use std::process::Command;
 use std::process::ExitCode;
 
 /// What the library is made of.
-const SOURCES: &[&str] = &["src/preload.rs", "src/preload", "src/stats_page.rs", "src/allocator"];
+const SOURCES: &[&str] = &[
+    "src/preload.rs",
+    "src/preload",
+    "src/stats_page.rs",
+    "src/allocator",
+];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=src/build.rs");

@@ -108,6 +108,9 @@ pub(crate) struct Arena {
     pub(super) bins: Bins,
     /// First slab with a free block, by class; 0 for none.
     pub(super) partial: [usize; SMALL_CLASSES],
+    /// First slab without a live block, by class; 0 for none. How many there are.
+    pub(super) empty: [usize; SMALL_CLASSES],
+    pub(super) empty_slabs: [u32; SMALL_CLASSES],
     /// Slabs, by class.
     pub(super) slabs: [u32; SMALL_CLASSES],
 }
@@ -129,6 +132,8 @@ impl Arena {
             mapped: 0,
             bins: Bins::new(),
             partial: [0; SMALL_CLASSES],
+            empty: [0; SMALL_CLASSES],
+            empty_slabs: [0; SMALL_CLASSES],
             slabs: [0; SMALL_CLASSES],
         }
     }
@@ -164,7 +169,16 @@ impl Arena {
             return Some(taken);
         }
         if self.top_size() < need + UNIT {
-            self.extend(heap, need, request).then_some(())?;
+            // Rather what waits empty than more from the kernel.
+            // SAFETY: as above.
+            if unsafe { self.release_empty_slabs(heap) }
+                && let Some(taken) = unsafe { self.take_from_bins(heap, need) }
+            {
+                return Some(taken);
+            }
+            if self.top_size() < need + UNIT {
+                self.extend(heap, need, request).then_some(())?;
+            }
         }
         let chunk = Chunk(self.top);
         let zeroed = chunk.0 >= self.fresh;
@@ -284,8 +298,8 @@ impl Arena {
         // SAFETY: links are followed only where they can be those of chunks.
         unsafe {
             let (next, previous) = chunk.links();
-            let next_agrees = next == 0
-                || (self.may_be_chunk(next) && Chunk(next).links().1 == chunk.0);
+            let next_agrees =
+                next == 0 || (self.may_be_chunk(next) && Chunk(next).links().1 == chunk.0);
             let previous_agrees = if previous == 0 {
                 self.bins.head(bin) == chunk.0
             } else {
@@ -349,7 +363,13 @@ impl Arena {
     fn drop_bin<K: Kernel>(&mut self, heap: &Heap<K>, bin: usize, chunk: Chunk) {
         self.bins.set_head(bin, 0);
         self.damaged = true;
-        heap.found(HeapErrorKind::WriteAfterFree, FoundBy::Malloc, chunk.block(), None, chunk.0);
+        heap.found(
+            HeapErrorKind::WriteAfterFree,
+            FoundBy::Malloc,
+            chunk.block(),
+            None,
+            chunk.0,
+        );
     }
 
     /// Frees a chunk. What is wrong with its neighbours' tags is reported, and they are left alone.
@@ -364,9 +384,19 @@ impl Arena {
             let mut start = chunk;
             let mut size = tag.size();
             let after = chunk.after(size);
-            let tag_after = if after.0 == self.top { tag } else { after.tag() };
+            let tag_after = if after.0 == self.top {
+                tag
+            } else {
+                after.tag()
+            };
             if after.0 != self.top && !tag_after.is_valid(after.0, self.secret) {
-                heap.found(HeapErrorKind::RecordsChanged, FoundBy::Free, chunk.block(), None, after.0);
+                heap.found(
+                    HeapErrorKind::RecordsChanged,
+                    FoundBy::Free,
+                    chunk.block(),
+                    None,
+                    after.0,
+                );
                 heap.lose(size);
                 return;
             }
@@ -389,7 +419,13 @@ impl Arena {
                     }
                 } else {
                     self.damaged = true;
-                    heap.found(HeapErrorKind::WriteAfterFree, FoundBy::Free, chunk.block(), None, chunk.0 - 8);
+                    heap.found(
+                        HeapErrorKind::WriteAfterFree,
+                        FoundBy::Free,
+                        chunk.block(),
+                        None,
+                        chunk.0 - 8,
+                    );
                 }
             }
             if after.0 == self.top {
@@ -398,7 +434,8 @@ impl Arena {
                 self.trim_top(heap, Cause::Trim);
                 return;
             }
-            if !tag_after.has(IN_USE) && !self.damaged && self.unlink(heap, after, tag_after.size()) {
+            if !tag_after.has(IN_USE) && !self.damaged && self.unlink(heap, after, tag_after.size())
+            {
                 size += tag_after.size();
                 self.counters.coalesces.add(1);
             }
@@ -416,7 +453,14 @@ impl Arena {
     }
 
     /// Gives back the whole pages of a free chunk that `freed`, the newest part of it, touches.
-    fn give_back_pages<K: Kernel>(&self, heap: &Heap<K>, chunk: Chunk, size: usize, freed: Chunk, cause: Cause) {
+    fn give_back_pages<K: Kernel>(
+        &self,
+        heap: &Heap<K>,
+        chunk: Chunk,
+        size: usize,
+        freed: Chunk,
+        cause: Cause,
+    ) {
         let page = heap.kernel.page_size();
         let first = round_up(chunk.0 + SMALLEST, page).max(round_down(freed.0, page));
         let end = round_down(chunk.0 + size - 8, page);
@@ -478,7 +522,15 @@ impl Arena {
         if !self.top_at_break {
             let dirty_end = round_up(self.fresh, page).min(self.top_end);
             if end < dirty_end {
-                heap.give_back(end, dirty_end - end, if cause == Cause::MallocTrim { cause } else { Cause::Trim });
+                heap.give_back(
+                    end,
+                    dirty_end - end,
+                    if cause == Cause::MallocTrim {
+                        cause
+                    } else {
+                        Cause::Trim
+                    },
+                );
                 self.fresh = end.max(self.top + UNIT);
                 self.counters.trims.add(1);
             }
@@ -632,7 +684,11 @@ impl Arena {
     fn close_segment(&mut self) {
         let (top, size) = (Chunk(self.top), self.top_size());
         let segment = self.counters.segments.get() as usize;
-        let end = if size < SMALLEST + UNIT { top } else { Chunk(self.top_end - UNIT) };
+        let end = if size < SMALLEST + UNIT {
+            top
+        } else {
+            Chunk(self.top_end - UNIT)
+        };
         // SAFETY: the newest segment is the one with the top, all of which is free.
         unsafe {
             let record = core::ptr::with_exposed_provenance_mut::<Segment>(segment);
@@ -754,7 +810,11 @@ impl Arena {
             }
             let tag = after.tag();
             let joined = size + tag.size();
-            if !tag.is_valid(after.0, self.secret) || tag.has(IN_USE) || joined < need || self.damaged {
+            if !tag.is_valid(after.0, self.secret)
+                || tag.has(IN_USE)
+                || joined < need
+                || self.damaged
+            {
                 return None;
             }
             if !self.unlink(heap, after, tag.size()) {

@@ -28,11 +28,11 @@ use crate::stats_page::SMALL_CLASSES;
 
 /// Most blocks of a class in a cache.
 const fn most_blocks(class: usize) -> usize {
-    let fitting = (16 << 10) / small_bytes(class);
+    let fitting = (8 << 10) / small_bytes(class);
     if fitting > 64 {
         64
-    } else if fitting < 16 {
-        16
+    } else if fitting < 12 {
+        12
     } else {
         fitting
     }
@@ -74,7 +74,7 @@ const MEDIUM_BYTES: usize = 256 << 10;
 const SPARE_PART: usize = 8;
 
 /// Times that a thread finds its arena's lock taken before it moves to another arena.
-const PATIENCE: u32 = 4;
+const PATIENCE: u32 = 8;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -180,7 +180,9 @@ impl Cache {
         let counters = &self.counters;
         let requested = counters.requested_bytes.get().wrapping_add(size as u64);
         counters.requested_bytes.set(requested);
-        let live = requested.wrapping_sub(counters.released_bytes.get()).cast_signed();
+        let live = requested
+            .wrapping_sub(counters.released_bytes.get())
+            .cast_signed();
         if live > counters.peak_bytes.get().cast_signed() {
             counters.peak_bytes.set(live.cast_unsigned());
         }
@@ -354,9 +356,21 @@ impl<K: Kernel> Heap<K> {
         let culprit = unsafe { self.overflowing_neighbour(block, class) };
         match culprit {
             Some((neighbour, size)) => {
-                self.found(HeapErrorKind::WritePastEnd, found_by, neighbour, Some(size), neighbour + size);
+                self.found(
+                    HeapErrorKind::WritePastEnd,
+                    found_by,
+                    neighbour,
+                    Some(size),
+                    neighbour + size,
+                );
             }
-            None => self.found(HeapErrorKind::WriteAfterFree, found_by, block, None, block - 8),
+            None => self.found(
+                HeapErrorKind::WriteAfterFree,
+                found_by,
+                block,
+                None,
+                block - 8,
+            ),
         }
         self.lose(small_bytes(class));
     }
@@ -445,7 +459,13 @@ impl<K: Kernel> Heap<K> {
         unsafe {
             let index = Header::read(chunk.block()).data() >> 16;
             let Some(arena) = self.arena(index) else {
-                self.found(HeapErrorKind::WriteAfterFree, FoundBy::Free, chunk.block(), None, chunk.0 + 8);
+                self.found(
+                    HeapErrorKind::WriteAfterFree,
+                    FoundBy::Free,
+                    chunk.block(),
+                    None,
+                    chunk.0 + 8,
+                );
                 self.lose(chunk.tag().size());
                 return;
             };

@@ -35,7 +35,8 @@ pub(crate) struct Tag(pub(crate) u64);
 #[inline(always)]
 fn check(address: usize, size: u64, secret: u64) -> u64 {
     // A multiplication spreads each bit of address and size over the upper 16.
-    ((address as u64 ^ size.rotate_left(20) ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 48 << 48
+    ((address as u64 ^ size.rotate_left(20) ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 48
+        << 48
 }
 
 impl Tag {
@@ -143,7 +144,12 @@ impl Chunk {
     /// The chunk is in a bin.
     pub(crate) unsafe fn links(self) -> (usize, usize) {
         // SAFETY: the caller's promise.
-        unsafe { (self.word(8).load(Relaxed) as usize, self.word(16).load(Relaxed) as usize) }
+        unsafe {
+            (
+                self.word(8).load(Relaxed) as usize,
+                self.word(16).load(Relaxed) as usize,
+            )
+        }
     }
 
     /// # Safety

@@ -62,10 +62,22 @@ impl<K: Kernel> Heap<K> {
                 match unsafe { self.overflowing_neighbour(block, class) } {
                     Some((neighbour, size)) => {
                         let changed = neighbour + size;
-                        self.found(HeapErrorKind::WritePastEnd, by, neighbour, Some(size), changed);
+                        self.found(
+                            HeapErrorKind::WritePastEnd,
+                            by,
+                            neighbour,
+                            Some(size),
+                            changed,
+                        );
                     }
                     None => {
-                        self.found(HeapErrorKind::WriteBeforeStart, by, block, None, block - HEADER_BYTES);
+                        self.found(
+                            HeapErrorKind::WriteBeforeStart,
+                            by,
+                            block,
+                            None,
+                            block - HEADER_BYTES,
+                        );
                     }
                 }
             }
@@ -75,10 +87,22 @@ impl<K: Kernel> Heap<K> {
                 match overflow {
                     Some((neighbour, size)) => {
                         let changed = neighbour + size;
-                        self.found(HeapErrorKind::WritePastEnd, by, neighbour, Some(size), changed);
+                        self.found(
+                            HeapErrorKind::WritePastEnd,
+                            by,
+                            neighbour,
+                            Some(size),
+                            changed,
+                        );
                     }
                     None => {
-                        self.found(HeapErrorKind::WriteBeforeStart, by, block, None, block - HEADER_BYTES);
+                        self.found(
+                            HeapErrorKind::WriteBeforeStart,
+                            by,
+                            block,
+                            None,
+                            block - HEADER_BYTES,
+                        );
                     }
                 }
             }
@@ -90,7 +114,11 @@ impl<K: Kernel> Heap<K> {
     /// # Safety
     ///
     /// `block` is a small block of this class.
-    pub(super) unsafe fn overflowing_neighbour(&self, block: usize, class: usize) -> Option<(usize, usize)> {
+    pub(super) unsafe fn overflowing_neighbour(
+        &self,
+        block: usize,
+        class: usize,
+    ) -> Option<(usize, usize)> {
         let neighbour = block - small_bytes(class);
         // SAFETY: before the first block of a slab comes its record, which is at least as long as a header; the memory
         // before a slab is its segment's.
@@ -109,8 +137,11 @@ impl<K: Kernel> Heap<K> {
         unsafe {
             let header = Header::read(block);
             let tag = chunk.tag();
-            let is_live = header.state(block, self.secret()) == State::Live && header.kind() == MEDIUM;
-            let size = tag.size().checked_sub(FRONT + (header.data() as usize & 0xffff))?;
+            let is_live =
+                header.state(block, self.secret()) == State::Live && header.kind() == MEDIUM;
+            let size = tag
+                .size()
+                .checked_sub(FRONT + (header.data() as usize & 0xffff))?;
             (is_live && !canary_is_right(block + size)).then_some((block, size))
         }
     }

@@ -148,17 +148,37 @@ impl<K: Kernel> Heap<K> {
         // SAFETY: the caller's promise; the front is believed only if it agrees with the header and the inner block.
         unsafe {
             let Some((inner, given, size)) = self.inner_of(block) else {
-                self.found(HeapErrorKind::WriteBeforeStart, FoundBy::Free, block, None, block - FRONT);
+                self.found(
+                    HeapErrorKind::WriteBeforeStart,
+                    FoundBy::Free,
+                    block,
+                    None,
+                    block - FRONT,
+                );
                 return;
             };
             let end = inner + given.size();
             if let Some(changed) = first_other(inner, block - FRONT + 8 - inner, ZONE) {
-                self.found(HeapErrorKind::WriteBeforeStart, FoundBy::Free, block, Some(size), changed);
+                self.found(
+                    HeapErrorKind::WriteBeforeStart,
+                    FoundBy::Free,
+                    block,
+                    Some(size),
+                    changed,
+                );
             }
             if let Some(changed) = first_other(block + size, end - block - size, ZONE) {
-                self.found(HeapErrorKind::WritePastEnd, FoundBy::Free, block, Some(size), changed);
+                self.found(
+                    HeapErrorKind::WritePastEnd,
+                    FoundBy::Free,
+                    block,
+                    Some(size),
+                    changed,
+                );
             }
-            Header::other(block, self.secret(), GUARDED, size as u32).freed().write(block);
+            Header::other(block, self.secret(), GUARDED, size as u32)
+                .freed()
+                .write(block);
             bytes(block, size).fill(FREED);
             cache.count_released(size);
             self.count_freed(cache, &given);
@@ -197,11 +217,23 @@ impl<K: Kernel> Heap<K> {
         // SAFETY: blocks in quarantine are the heap's.
         unsafe {
             let Some((inner, given, size)) = self.inner_of(block) else {
-                self.found(HeapErrorKind::WriteAfterFree, FoundBy::Quarantine, block, None, block - FRONT);
+                self.found(
+                    HeapErrorKind::WriteAfterFree,
+                    FoundBy::Quarantine,
+                    block,
+                    None,
+                    block - FRONT,
+                );
                 return;
             };
             if let Some(changed) = first_other(block, size, FREED) {
-                self.found(HeapErrorKind::WriteAfterFree, FoundBy::Quarantine, block, Some(size), changed);
+                self.found(
+                    HeapErrorKind::WriteAfterFree,
+                    FoundBy::Quarantine,
+                    block,
+                    Some(size),
+                    changed,
+                );
             }
             cache.counters.medium_cached_bytes.sub(given.taken_bytes());
             self.raw_free(cache, inner, &given);
@@ -223,7 +255,13 @@ impl<K: Kernel> Heap<K> {
                 if self.inner_of(block).is_some()
                     && let Some(changed) = first_other(block, size, FREED)
                 {
-                    self.found(HeapErrorKind::WriteAfterFree, FoundBy::Exit, block, Some(size), changed);
+                    self.found(
+                        HeapErrorKind::WriteAfterFree,
+                        FoundBy::Exit,
+                        block,
+                        Some(size),
+                        changed,
+                    );
                 }
             }
         }

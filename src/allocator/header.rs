@@ -65,7 +65,13 @@ fn check(address: usize, secret: u64) -> u64 {
 impl Header {
     /// Header of a live small block.
     #[inline(always)]
-    pub(crate) fn small(block: usize, secret: u64, class: usize, size: usize, distance: usize) -> Self {
+    pub(crate) fn small(
+        block: usize,
+        secret: u64,
+        class: usize,
+        size: usize,
+        distance: usize,
+    ) -> Self {
         Self::with_data(block, secret, class as u64, (size | distance << 16) as u64)
     }
 
@@ -102,7 +108,8 @@ impl Header {
     #[inline(always)]
     pub(crate) fn is_live(self, block: usize, secret: u64) -> bool {
         // No block is at an address that is not a multiple of 16.
-        ((self.0 ^ LOW_LIVE ^ HIGH_LIVE ^ check(block, secret)) & CHECKED) | (block as u64 & 15) == 0
+        ((self.0 ^ LOW_LIVE ^ HIGH_LIVE ^ check(block, secret)) & CHECKED) | (block as u64 & 15)
+            == 0
     }
 
     /// Whether it is that of a free small block of this class at this address.
@@ -157,7 +164,9 @@ impl Header {
         // Not atomic, as a pointer that is no block's may be at any address; x86-64 and aarch64 read aligned words
         // at once, and a torn one fails its check.
         // SAFETY: the caller's promise.
-        Self(unsafe { core::ptr::with_exposed_provenance::<u64>(block - HEADER_BYTES).read_unaligned() })
+        Self(unsafe {
+            core::ptr::with_exposed_provenance::<u64>(block - HEADER_BYTES).read_unaligned()
+        })
     }
 
     /// The value of a header that was copied.
@@ -174,8 +183,10 @@ impl Header {
     #[inline(always)]
     pub(crate) unsafe fn write(self, block: usize) {
         // SAFETY: the caller's promise.
-        unsafe { AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(block - HEADER_BYTES)) }
-            .store(self.0, Relaxed);
+        unsafe {
+            AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut(block - HEADER_BYTES))
+        }
+        .store(self.0, Relaxed);
     }
 }
 
@@ -198,7 +209,8 @@ pub(crate) unsafe fn write_canary(address: usize) {
 #[inline(always)]
 pub(crate) unsafe fn canary_is_right(address: usize) -> bool {
     // SAFETY: the caller's promise; where it is the next header's guard, another thread may write it meanwhile.
-    let byte = unsafe { AtomicU8::from_ptr(core::ptr::with_exposed_provenance_mut(address)) }.load(Relaxed);
+    let byte = unsafe { AtomicU8::from_ptr(core::ptr::with_exposed_provenance_mut(address)) }
+        .load(Relaxed);
     byte | CANARY_DONT_CARE == CANARY | CANARY_DONT_CARE
 }
 

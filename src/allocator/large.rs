@@ -49,7 +49,11 @@ impl LargeRecord {
     }
 
     fn checked(&self, block: usize, secret: u64) -> u64 {
-        let mix = |sum: u64, word: usize| (sum ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+        let mix = |sum: u64, word: usize| {
+            (sum ^ word as u64)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(23)
+        };
         [self.start, self.length, self.size]
             .into_iter()
             .fold(mix(secret, block), mix)
@@ -63,7 +67,8 @@ impl LargeRecord {
     pub(crate) unsafe fn of(block: usize, secret: u64) -> Option<Self> {
         // SAFETY: the caller's promise.
         let record = unsafe {
-            core::ptr::with_exposed_provenance::<Self>(block - HEADER_BYTES - RECORD).read_unaligned()
+            core::ptr::with_exposed_provenance::<Self>(block - HEADER_BYTES - RECORD)
+                .read_unaligned()
         };
         (record.check == record.checked(block, secret)).then_some(record)
     }
@@ -71,7 +76,8 @@ impl LargeRecord {
     unsafe fn write(self, block: usize, secret: u64) {
         // SAFETY: the front of the mapping holds record and header; a byte behind the block is left.
         unsafe {
-            core::ptr::with_exposed_provenance_mut::<Self>(block - HEADER_BYTES - RECORD).write(self);
+            core::ptr::with_exposed_provenance_mut::<Self>(block - HEADER_BYTES - RECORD)
+                .write(self);
             Header::other(block, secret, LARGE, 0).write(block);
             write_canary(block + self.size);
         }

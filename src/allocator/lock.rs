@@ -26,7 +26,9 @@ impl Lock {
     /// Takes the lock if it is free.
     #[inline(always)]
     pub(crate) fn try_take(&self) -> bool {
-        self.0.compare_exchange(FREE, HELD, Acquire, Relaxed).is_ok()
+        self.0
+            .compare_exchange(FREE, HELD, Acquire, Relaxed)
+            .is_ok()
     }
 
     /// Takes the lock; whether it had to be waited for.

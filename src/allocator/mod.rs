@@ -84,6 +84,8 @@ pub const LARGEST_REQUEST: usize = isize::MAX as usize - (1 << 20);
 const LARGEST_MEDIUM: usize = 1 << 30;
 /// Up to here freed large blocks raise the mmap threshold, as in glibc (malloc.c, `DEFAULT_MMAP_THRESHOLD_MAX`).
 const LARGEST_DYNAMIC_THRESHOLD: usize = 32 << 20;
+/// Most bytes behind the end of a medium block that are left to it: its header has 16 bits for them.
+const MOST_SLACK: usize = 16 << 10;
 /// Most arenas.
 pub const MOST_ARENAS: usize = 256;
 /// Idle caches that keep their blocks for the next thread.
@@ -170,8 +172,17 @@ impl<K> core::fmt::Debug for Heap<K> {
 
 /// What was found at an address that was given back.
 enum Given {
-    Small { class: usize, size: usize, header: Header },
-    Medium { chunk: Chunk, chunk_size: usize, size: usize, header: Header },
+    Small {
+        class: usize,
+        size: usize,
+        header: Header,
+    },
+    Medium {
+        chunk: Chunk,
+        chunk_size: usize,
+        size: usize,
+        header: Header,
+    },
     Large(LargeRecord),
     Guarded,
     /// Not a live block; reported.
@@ -244,10 +255,19 @@ impl<K: Kernel> Heap<K> {
         settings.policy.set(setup.policy as u32);
         settings.guard.set(u32::from(setup.guard));
         settings.abort_on_error.set(u32::from(setup.abort_on_error));
-        settings.arena_max.set(setup.arena_max.clamp(1, MOST_ARENAS) as u32);
+        settings
+            .arena_max
+            .set(setup.arena_max.clamp(1, MOST_ARENAS) as u32);
         settings.top_pad.set(setup.top_pad as u64);
-        settings.mmap_threshold.set(setup.mmap_threshold.unwrap_or(128 << 10).min(LARGEST_MEDIUM) as u64);
-        settings.trim_threshold.set(setup.trim_threshold.unwrap_or(128 << 10) as u64);
+        settings.mmap_threshold.set(
+            setup
+                .mmap_threshold
+                .unwrap_or(128 << 10)
+                .min(LARGEST_MEDIUM) as u64,
+        );
+        settings
+            .trim_threshold
+            .set(setup.trim_threshold.unwrap_or(128 << 10) as u64);
         self.dynamic.store(
             setup.mmap_threshold.is_none() && setup.trim_threshold.is_none(),
             Relaxed,
@@ -368,7 +388,12 @@ impl<K: Kernel> Heap<K> {
     /// # Safety
     ///
     /// As for [`Heap::allocate`].
-    pub unsafe fn allocate_aligned(&self, cache: *mut Cache, alignment: usize, size: usize) -> *mut u8 {
+    pub unsafe fn allocate_aligned(
+        &self,
+        cache: *mut Cache,
+        alignment: usize,
+        size: usize,
+    ) -> *mut u8 {
         debug_assert!(alignment.is_power_of_two());
         // SAFETY: the caller's promise.
         unsafe {
@@ -427,7 +452,9 @@ impl<K: Kernel> Heap<K> {
                 return self.raw_small(cache, size);
             }
             let threshold = self.page().settings.mmap_threshold.get() as usize;
-            if size >= threshold && let Some(block) = self.raw_large(cache, ALIGNMENT, size) {
+            if size >= threshold
+                && let Some(block) = self.raw_large(cache, ALIGNMENT, size)
+            {
                 return Some(block);
             }
             // glibc as well tries the heap where the kernel refuses a mapping.
@@ -486,7 +513,12 @@ impl<K: Kernel> Heap<K> {
         Some(block)
     }
 
-    unsafe fn raw_aligned(&self, cache: &mut Cache, alignment: usize, size: usize) -> Option<usize> {
+    unsafe fn raw_aligned(
+        &self,
+        cache: &mut Cache,
+        alignment: usize,
+        size: usize,
+    ) -> Option<usize> {
         let threshold = self.page().settings.mmap_threshold.get() as usize;
         // SAFETY: the caller owns the cache.
         unsafe {
@@ -594,7 +626,13 @@ impl<K: Kernel> Heap<K> {
                 kind if usize::from(kind) < SMALL_CLASSES => {
                     let size = header.small_size();
                     if !canary_is_right(block + size) {
-                        self.found(HeapErrorKind::WritePastEnd, by, block, Some(size), block + size);
+                        self.found(
+                            HeapErrorKind::WritePastEnd,
+                            by,
+                            block,
+                            Some(size),
+                            block + size,
+                        );
                     }
                     Given::Small {
                         class: usize::from(kind),
@@ -612,7 +650,13 @@ impl<K: Kernel> Heap<K> {
                     }
                     let size = tag.size() - chunk::FRONT - slack;
                     if !canary_is_right(block + size) {
-                        self.found(HeapErrorKind::WritePastEnd, by, block, Some(size), block + size);
+                        self.found(
+                            HeapErrorKind::WritePastEnd,
+                            by,
+                            block,
+                            Some(size),
+                            block + size,
+                        );
                     }
                     Given::Medium {
                         chunk,
@@ -625,7 +669,13 @@ impl<K: Kernel> Heap<K> {
                     Some(record) => {
                         if !canary_is_right(block + record.size) {
                             let changed = block + record.size;
-                            self.found(HeapErrorKind::WritePastEnd, by, block, Some(record.size), changed);
+                            self.found(
+                                HeapErrorKind::WritePastEnd,
+                                by,
+                                block,
+                                Some(record.size),
+                                changed,
+                            );
                         }
                         Given::Large(record)
                     }
@@ -672,7 +722,12 @@ impl<K: Kernel> Heap<K> {
                         cache.give_small(class, block);
                     }
                 }
-                Given::Medium { chunk, chunk_size, header, .. } => {
+                Given::Medium {
+                    chunk,
+                    chunk_size,
+                    header,
+                    ..
+                } => {
                     header.freed().write(block);
                     self.give_medium(cache, chunk, chunk_size);
                 }
@@ -792,15 +847,25 @@ impl<K: Kernel> Heap<K> {
                     }
                     Some(block)
                 }
-                Given::Medium { chunk, chunk_size, header, .. } => {
+                Given::Medium {
+                    chunk,
+                    chunk_size,
+                    header,
+                    ..
+                } => {
                     let threshold = self.page().settings.mmap_threshold.get() as usize;
-                    if size <= LARGEST_SMALL / 2 || (size >= threshold && size > 2 * chunk_size) || size > LARGEST_MEDIUM {
+                    if size <= LARGEST_SMALL / 2
+                        || (size >= threshold && size > 2 * chunk_size)
+                        || size > LARGEST_MEDIUM
+                    {
                         return None;
                     }
                     let need = arena::medium_chunk_bytes(size);
                     let index = header.data() >> 16;
                     let mut new_size = chunk_size;
-                    if need > chunk_size || chunk_size - need >= 32.max(chunk_size / 16) {
+                    if need > chunk_size
+                        || chunk_size - need >= (chunk_size / 16).clamp(32, MOST_SLACK)
+                    {
                         let arena = self.arena(index)?;
                         if (*arena).lock.take(&self.kernel) {
                             (*arena).counters.lock_waits.add(1);
@@ -815,9 +880,13 @@ impl<K: Kernel> Heap<K> {
                     }
                     let counters = &cache.counters;
                     if new_size > chunk_size {
-                        counters.medium_allocated_bytes.add((new_size - chunk_size) as u64);
+                        counters
+                            .medium_allocated_bytes
+                            .add((new_size - chunk_size) as u64);
                     } else {
-                        counters.medium_freed_bytes.add((chunk_size - new_size) as u64);
+                        counters
+                            .medium_freed_bytes
+                            .add((chunk_size - new_size) as u64);
                     }
                     let taken = cache::MediumTaken {
                         chunk,
@@ -837,9 +906,13 @@ impl<K: Kernel> Heap<K> {
                     let (block, length) = self.remap_large(block, record, size)?;
                     let counters = &cache.counters;
                     if length > record.length {
-                        counters.large_allocated_bytes.add((length - record.length) as u64);
+                        counters
+                            .large_allocated_bytes
+                            .add((length - record.length) as u64);
                     } else {
-                        counters.large_freed_bytes.add((record.length - length) as u64);
+                        counters
+                            .large_freed_bytes
+                            .add((record.length - length) as u64);
                     }
                     Some(block)
                 }
@@ -925,19 +998,19 @@ impl<K: Kernel> Heap<K> {
         self.settle();
     }
 
-    /// Another arena than `current`: a new one, or the next.
+    /// A new arena, or `current` if there are enough. A thread that moved among arenas would leave holes in each.
     fn another_arena(&self, current: *mut Arena) -> *mut Arena {
         self.lists.take(&self.kernel);
         let page = self.page();
         let count = page.arena_count.get() as usize;
         let mut arena = ptr::null_mut();
-        if count < page.settings.arena_max.get() as usize {
+        // SAFETY: the lock is held.
+        let threads = page.cache_count.get() as usize - unsafe { *self.idle_count.get() };
+        if count < (page.settings.arena_max.get() as usize).min(threads) {
             arena = self.new_arena(count);
         }
         if arena.is_null() {
-            // SAFETY: arenas are never unmapped.
-            let next = (unsafe { (*current).index } as usize + 1) % count;
-            arena = self.arenas[next].load(Acquire);
+            arena = current;
         }
         self.lists.give(&self.kernel);
         arena
@@ -1017,6 +1090,13 @@ impl<K: Kernel> Heap<K> {
         // SAFETY: the caller's promise.
         unsafe {
             self.with_cache(cache, |cache, _| self.empty_cache(cache));
+            self.lists.take(&self.kernel);
+            let mut idle = *self.idle_caches.get();
+            while !idle.is_null() {
+                self.empty_cache(&mut *idle);
+                idle = (*idle).next_idle;
+            }
+            self.lists.give(&self.kernel);
             self.trim_keep.store(keep, Relaxed);
             for index in 0..MOST_ARENAS {
                 let Some(arena) = self.arena(index as u32) else {
@@ -1082,7 +1162,8 @@ impl<K: Kernel> Heap<K> {
             unsafe {
                 let mut idle = ptr::null_mut();
                 let mut count = 0;
-                let mut cache = ptr::with_exposed_provenance_mut::<Cache>(self.page().caches.get() as usize);
+                let mut cache =
+                    ptr::with_exposed_provenance_mut::<Cache>(self.page().caches.get() as usize);
                 while !cache.is_null() {
                     if cache != own && cache != *self.shared.get() {
                         (*cache).next_idle = idle;
@@ -1110,7 +1191,14 @@ impl<K: Kernel> Heap<K> {
 
     /// Records a heap error and tells the tracer. `changed` is the first changed byte, or 0.
     #[cold]
-    fn found(&self, kind: HeapErrorKind, by: FoundBy, block: usize, size: Option<usize>, changed: usize) {
+    fn found(
+        &self,
+        kind: HeapErrorKind,
+        by: FoundBy,
+        block: usize,
+        size: Option<usize>,
+        changed: usize,
+    ) {
         self.errors.take(&self.kernel);
         let page = self.page();
         let number = page.error_count.get() + 1;
@@ -1127,8 +1215,11 @@ impl<K: Kernel> Heap<K> {
         record.number.set(number);
         page.error_count.set(number);
         self.errors.give(&self.kernel);
-        self.kernel
-            .announce(ptr::from_ref(page).expose_provenance(), Cause::HeapError, number);
+        self.kernel.announce(
+            ptr::from_ref(page).expose_provenance(),
+            Cause::HeapError,
+            number,
+        );
         if page.settings.abort_on_error.get() != 0 {
             self.abort_pending.store(true, Relaxed);
         }

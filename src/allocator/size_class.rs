@@ -12,7 +12,10 @@ use super::header::HEADER_BYTES;
 pub(crate) const LARGEST_SMALL: usize = small_bytes(SMALL_CLASSES - 1) - HEADER_BYTES;
 
 /// Bytes of a block of `class`, header included.
-#[expect(clippy::cast_possible_truncation, reason = "blocks have at most 1024 bytes")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "blocks have at most 1024 bytes"
+)]
 pub(crate) const fn small_bytes(class: usize) -> usize {
     small_block_bytes(class) as usize
 }

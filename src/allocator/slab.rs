@@ -36,7 +36,8 @@ pub(crate) struct Slab {
     pub(crate) check: u64,
     /// The arena it belongs to.
     pub(crate) arena: *mut Arena,
-    /// Neighbours in the list of its class; 0 for none.
+    /// Neighbours in the list of its class, of those with a free block or of empty ones (which need no `previous`); 0 for
+    /// none.
     next: usize,
     previous: usize,
     pub(crate) class: u16,
@@ -53,8 +54,27 @@ const RECORD: usize = size_of::<Slab>();
 /// Bytes of the first slab of a class, and of the largest.
 const FIRST: usize = 512;
 const LARGEST: usize = 16 << 10;
-/// Least blocks of the largest slabs of a class.
-const LARGEST_BLOCKS: usize = 32;
+
+/// Of the slabs of a class, one in so many may wait empty; a few always may.
+const EMPTY_PART: u32 = 8;
+const LEAST_EMPTY: u32 = 2;
+
+/// Bytes of the next slab of a class that has `slabs` already, and its blocks. Sizes are powers of two, so that what one
+/// class gives up fits another.
+fn shape(class: usize, slabs: u32) -> (usize, usize) {
+    let block = small_bytes(class);
+    let largest = if block > 512 { 2 * LARGEST } else { LARGEST };
+    let mut bytes = (FIRST << slabs.min(16)).min(largest);
+    while bytes < Slab::bytes(class, 2) {
+        bytes *= 2;
+    }
+    // The record grows with the capacity: a bit for each block, rounded up.
+    let mut capacity = (bytes - RECORD - HEADER_BYTES) / block;
+    while Slab::bytes(class, capacity) > bytes {
+        capacity -= 1;
+    }
+    (bytes, capacity)
+}
 
 /// `((bytes / 16) * RECIPROCALS[class]) >> 20` is the number of blocks in so many bytes.
 static RECIPROCALS: [u32; SMALL_CLASSES] = {
@@ -130,7 +150,10 @@ impl Arena {
                     break;
                 }
                 // SAFETY: the caller holds the lock.
-                match unsafe { self.make_slab(heap, class, request) } {
+                match unsafe {
+                    self.reuse_slab(class)
+                        .or_else(|| self.make_slab(heap, class, request))
+                } {
                     Some(slab) => address = slab,
                     None => break,
                 }
@@ -210,10 +233,7 @@ impl Arena {
         request: usize,
     ) -> Option<usize> {
         let block = small_bytes(class);
-        let largest = LARGEST.max(LARGEST_BLOCKS * block);
-        let wanted = (FIRST << self.slabs[class].min(16)).min(largest);
-        let capacity = (wanted.saturating_sub(RECORD + 16) / block).max(2);
-        let need = Slab::bytes(class, capacity);
+        let (need, capacity) = shape(class, self.slabs[class]);
         // SAFETY: the caller holds the lock; the chunk is ours.
         unsafe {
             let taken = self.take(heap, need, request)?;
@@ -242,8 +262,12 @@ impl Arena {
     /// # Safety
     ///
     /// The caller holds the lock of the slab's arena, which is this one, and the block is one of the slab's.
-    #[inline(always)]
-    pub(crate) unsafe fn give_small<K: Kernel>(&mut self, heap: &Heap<K>, slab: *mut Slab, block: usize) -> bool {
+    pub(crate) unsafe fn give_small<K: Kernel>(
+        &mut self,
+        heap: &Heap<K>,
+        slab: *mut Slab,
+        block: usize,
+    ) -> bool {
         // SAFETY: the caller's promises.
         unsafe {
             let class = usize::from((*slab).class);
@@ -262,18 +286,44 @@ impl Arena {
             if (*slab).free == 1 {
                 self.link_slab(slab);
             }
-            if usize::from((*slab).free) == capacity && self.may_release(heap, slab) {
-                self.release_slab(heap, slab);
+            if usize::from((*slab).free) == capacity {
+                self.slab_is_empty(heap, slab);
             }
             true
         }
     }
 
-    /// Whether an empty slab goes: one is kept, so that the next block does not need a new one.
-    unsafe fn may_release<K: Kernel>(&self, heap: &Heap<K>, slab: *mut Slab) -> bool {
-        // SAFETY: the slab is in its list.
-        let alone = unsafe { (*slab).next == 0 && (*slab).previous == 0 };
-        !alone || heap.policy() == Policy::Eager
+    /// An empty slab waits for the next blocks of its class, unless enough of them wait already.
+    unsafe fn slab_is_empty<K: Kernel>(&mut self, heap: &Heap<K>, slab: *mut Slab) {
+        // SAFETY: the slab is in its list, has no live block, and the caller holds the lock.
+        unsafe {
+            let class = usize::from((*slab).class);
+            let keep = (self.slabs[class] / EMPTY_PART).max(LEAST_EMPTY);
+            self.unlink_slab(slab);
+            if self.empty_slabs[class] >= keep || heap.policy() == Policy::Eager {
+                self.release_slab(heap, slab);
+            } else {
+                (*slab).next = self.empty[class];
+                self.empty[class] = slab as usize;
+                self.empty_slabs[class] += 1;
+            }
+        }
+    }
+
+    /// Puts an empty slab of a class back to use.
+    unsafe fn reuse_slab(&mut self, class: usize) -> Option<usize> {
+        let address = self.empty[class];
+        if address == 0 {
+            return None;
+        }
+        let slab = core::ptr::with_exposed_provenance_mut::<Slab>(address);
+        // SAFETY: slabs in the list are this arena's.
+        unsafe {
+            self.empty[class] = (*slab).next;
+            self.empty_slabs[class] -= 1;
+            self.link_slab(slab);
+        }
+        Some(address)
     }
 
     unsafe fn release_slab<K: Kernel>(&mut self, heap: &Heap<K>, slab: *mut Slab) {
@@ -283,7 +333,6 @@ impl Arena {
             let capacity = usize::from((*slab).capacity);
             let chunk = Chunk(slab as usize);
             let records = chunk.tag().size() - capacity * small_bytes(class);
-            self.unlink_slab(slab);
             (*slab).check = 0;
             self.slabs[class] -= 1;
             self.counters.slabs_released.add(1);
@@ -294,25 +343,26 @@ impl Arena {
         }
     }
 
-    /// Gives up all slabs without a live block.
+    /// Gives up all slabs without a live block; whether there were any.
     ///
     /// # Safety
     ///
     /// The caller holds the lock.
-    pub(super) unsafe fn release_empty_slabs<K: Kernel>(&mut self, heap: &Heap<K>) {
+    pub(super) unsafe fn release_empty_slabs<K: Kernel>(&mut self, heap: &Heap<K>) -> bool {
+        let mut any = false;
         for class in 0..SMALL_CLASSES {
-            let mut address = self.partial[class];
-            while address != 0 {
-                let slab = core::ptr::with_exposed_provenance_mut::<Slab>(address);
-                // SAFETY: slabs in the list are this arena's.
+            while self.empty[class] != 0 {
+                let slab = core::ptr::with_exposed_provenance_mut::<Slab>(self.empty[class]);
+                // SAFETY: slabs in the list are this arena's, and have no live block.
                 unsafe {
-                    address = (*slab).next;
-                    if (*slab).free == (*slab).capacity {
-                        self.release_slab(heap, slab);
-                    }
+                    self.empty[class] = (*slab).next;
+                    self.empty_slabs[class] -= 1;
+                    self.release_slab(heap, slab);
                 }
+                any = true;
             }
         }
+        any
     }
 
     unsafe fn link_slab(&mut self, slab: *mut Slab) {
@@ -355,7 +405,7 @@ mod tests {
     fn the_number_of_each_block_is_found_without_division() {
         for class in 0..SMALL_CLASSES {
             let block = small_bytes(class);
-            for index in 0..LARGEST.max(LARGEST_BLOCKS * block) / block {
+            for index in 0..2 * LARGEST / block {
                 assert_eq!(Slab::index(class, index * block), index);
             }
         }

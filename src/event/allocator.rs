@@ -196,7 +196,8 @@ pub struct HeapError {
     pub size_bytes: Option<u64>,
     /// First changed byte; `null` when not known, or where nothing was changed.
     pub changed: Option<Address>,
-    /// Thread that noticed; `null` when found from outside.
+    /// Thread that noticed; `null` when found from outside. Events write it beside a `tid` of their own.
+    #[serde(rename = "thread")]
     pub tid: Option<u32>,
 }
 

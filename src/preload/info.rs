@@ -50,7 +50,8 @@ pub extern "C" fn mallinfo2() -> Mallinfo2 {
         hblkhd: if figures.live_large_blocks > 0 { large as usize } else { 0 },
         usmblks: 0,
         fsmblks: figures.cached_bytes as usize,
-        uordblks: arena.saturating_sub(free + figures.cached_bytes) as usize,
+        // As in glibc, all that is not free is in use, records and cached blocks included.
+        uordblks: arena.saturating_sub(free) as usize,
         fordblks: free as usize,
         keepcost: figures.top_bytes as usize,
     }

@@ -16,6 +16,7 @@ mod number {
     pub(crate) const MREMAP: usize = 25;
     pub(crate) const MADVISE: usize = 28;
     pub(crate) const GETTID: usize = 186;
+    pub(crate) const SCHED_GETAFFINITY: usize = 204;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const MEMFD_CREATE: usize = 319;
@@ -31,6 +32,7 @@ mod number {
     pub(crate) const MREMAP: usize = 216;
     pub(crate) const MADVISE: usize = 233;
     pub(crate) const GETTID: usize = 178;
+    pub(crate) const SCHED_GETAFFINITY: usize = 123;
     pub(crate) const FUTEX: usize = 98;
     pub(crate) const GETRANDOM: usize = 278;
     pub(crate) const MEMFD_CREATE: usize = 279;
@@ -112,6 +114,18 @@ impl Linux {
         page.or_else(|| {
             call(number::MMAP, [0, length, READ_WRITE, PRIVATE | ANONYMOUS, NO_FILE, 0])
         })
+    }
+
+    /// How many processors the program may run on, at least 1 and at most 1024.
+    pub(crate) fn processors(&self) -> usize {
+        let mut mask = [0_u64; 16];
+        let at = mask.as_mut_ptr().expose_provenance();
+        call(
+            number::SCHED_GETAFFINITY,
+            [0, size_of_val(&mask), at, 0, 0, 0],
+        );
+        let count: u32 = mask.iter().map(|word| word.count_ones()).sum();
+        count.max(1) as usize
     }
 
     /// An unpredictable number; the address of a variable where the kernel has none yet.

@@ -34,7 +34,7 @@ fn begin_now() {
         return;
     };
     let page = core::ptr::with_exposed_provenance_mut::<Page>(at);
-    let mut setup = Setup::default();
+    let mut setup = defaults();
     let known = libc::environment();
     if !known.is_null() {
         // SAFETY: environ(7).
@@ -50,6 +50,14 @@ fn begin_now() {
             SET_UP.store(!known.is_null(), Relaxed);
             HEAP.kernel.announce(at, Cause::Announce, at as u64);
         }
+    }
+}
+
+/// More arenas than twice the processors would cost memory and save no waiting.
+fn defaults() -> Setup {
+    Setup {
+        arena_max: 2 * HEAP.kernel.processors(),
+        ..Setup::default()
     }
 }
 
@@ -89,7 +97,7 @@ static DESTRUCTOR: extern "C" fn() = destructor;
 
 /// The set-up that the environment asks for. What makes no sense is passed over: breaktrace has checked its options.
 unsafe fn read_environment(mut variables: *const *const c_char) -> Setup {
-    let mut setup = Setup::default();
+    let mut setup = defaults();
     // SAFETY: environ(7): pointers to strings, ended by null.
     unsafe {
         while !(*variables).is_null() {

@@ -377,7 +377,7 @@ fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<I
     );
     let more = claims.obtained_per_in_use.map(|ratio| {
         format!(
-            "It holds more than you ask for: {} for {} in use, {} as much",
+            "It holds more than you ask: {} for {} in use, {} as much",
             ByteSize(counters.obtained_bytes),
             ByteSize(counters.in_use_bytes),
             times(ratio),

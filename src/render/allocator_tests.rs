@@ -323,7 +323,7 @@ fn the_founding_claims_are_answered_in_numbers() {
     );
     assert_says(
         &report,
-        "It holds more than you ask for: 65.8 MiB for 39.5 MiB in use, 1.7 times as much",
+        "It holds more than you ask: 65.8 MiB for 39.5 MiB in use, 1.7 times as much",
     );
     assert_says(
         &report,
