@@ -5,6 +5,7 @@
 use std::process::Command;
 
 use crate::preloaded::SETTINGS;
+use crate::preloaded::Setting;
 use crate::preloaded::compiled;
 use crate::preloaded::preload;
 use crate::support::Ended;
@@ -17,7 +18,7 @@ fn expect_promises_kept(section: &str) {
         return;
     };
     let mut broken = Vec::new();
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter().filter(|setting| applies(setting, section)) {
         let mut command = Command::new(&program);
         let ended = finish(preload(command.arg(section), setting));
         let last = ended.stdout.lines().last().unwrap_or_default();
@@ -27,6 +28,12 @@ fn expect_promises_kept(section: &str) {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Freed blocks stay in guard's quarantine for a while, and are no free memory there: that is its purpose.
+fn applies(setting: &Setting, section: &str) -> bool {
+    let guarded = setting.variables.contains(&("BREAKTRACE_GUARD", "1"));
+    !(guarded && section == "figures")
 }
 
 fn told(setting: &str, ended: &Ended) -> String {
