@@ -24,6 +24,8 @@
 mod arena;
 mod bins;
 mod cache;
+#[cfg(any(test, debug_assertions))]
+mod check;
 mod chunk;
 mod classify;
 mod guard;
