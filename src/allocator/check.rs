@@ -111,7 +111,8 @@ impl<K: Kernel> Heap<K> {
         let mut address = self.page().caches.get() as usize;
         while address != 0 {
             // SAFETY: caches are never unmapped.
-            let counters = unsafe { &(*core::ptr::with_exposed_provenance::<Cache>(address)).counters };
+            let counters =
+                unsafe { &(*core::ptr::with_exposed_provenance::<Cache>(address)).counters };
             medium_known = medium_known
                 .wrapping_add(counters.medium_allocated_bytes.get())
                 .wrapping_sub(counters.medium_freed_bytes.get())
@@ -341,18 +342,10 @@ impl Arena {
                     "a chunk is in the bin of its size",
                     address,
                 )?;
-                holds(
-                    links.1 == previous,
-                    "links of bins lead both ways",
-                    address,
-                )?;
+                holds(links.1 == previous, "links of bins lead both ways", address)?;
                 chunks += 1;
                 bytes += tag.size() as u64;
-                holds(
-                    chunks <= totals.free_chunks,
-                    "bins lead to an end",
-                    address,
-                )?;
+                holds(chunks <= totals.free_chunks, "bins lead to an end", address)?;
                 previous = address;
                 address = links.0;
             }

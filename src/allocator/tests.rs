@@ -495,10 +495,7 @@ impl Program {
     fn realloc_by(&mut self, thread: usize, index: usize, size: usize) -> bool {
         let old = self.forget(index);
         // SAFETY: as for free.
-        let pointer = unsafe {
-            self.heap
-                .resize(self.cache(thread), old.pointer(), size)
-        };
+        let pointer = unsafe { self.heap.resize(self.cache(thread), old.pointer(), size) };
         let kept = old.size.min(size);
         if pointer.is_null() {
             old.check(old.size);
@@ -545,7 +542,10 @@ impl Program {
         }
         assert!(counters.in_use_peak_bytes >= counters.in_use_bytes);
         assert!(counters.obtained_peak_bytes >= counters.obtained_bytes);
-        assert_eq!(counters.block_overhead_bytes + counters.record_bytes, counters.overhead_bytes);
+        assert_eq!(
+            counters.block_overhead_bytes + counters.record_bytes,
+            counters.overhead_bytes
+        );
     }
 
     #[track_caller]
@@ -925,7 +925,12 @@ fn calloc_zeroes_memory_that_was_used_before() {
 fn sizes_that_no_object_can_have_are_refused() {
     let mut program = Program::new(&Setup::default());
     let block = program.malloc(10);
-    for size in [LARGEST_REQUEST, LARGEST_REQUEST + 1, usize::MAX - 8, usize::MAX] {
+    for size in [
+        LARGEST_REQUEST,
+        LARGEST_REQUEST + 1,
+        usize::MAX - 8,
+        usize::MAX,
+    ] {
         assert!(program.malloc_by(0, size).is_none());
         assert!(program.calloc_by(0, size).is_none());
         assert!(program.aligned_by(0, 1 << 20, size).is_none());
@@ -997,7 +1002,10 @@ fn the_eager_policy_returns_all_memory_in_the_end() {
     assert_eq!(counters.free_bytes, 0, "{counters:#?}");
     assert!(counters.top_bytes <= PAGE as u64, "{counters:#?}");
     let caches = size_of::<Cache>().next_multiple_of(PAGE) * 4;
-    assert!(counters.obtained_bytes <= (caches + 2 * PAGE) as u64, "{counters:#?}");
+    assert!(
+        counters.obtained_bytes <= (caches + 2 * PAGE) as u64,
+        "{counters:#?}"
+    );
 }
 
 #[test]
@@ -1091,7 +1099,12 @@ fn reallocating_a_freed_block_is_reported_and_fails() {
         let block = program.malloc(size);
         program.malloc(size);
         program.free(block);
-        let found = (HeapErrorKind::DoubleFree, FoundBy::Realloc, block, Some(size));
+        let found = (
+            HeapErrorKind::DoubleFree,
+            FoundBy::Realloc,
+            block,
+            Some(size),
+        );
         program.expect(found, |program| {
             // SAFETY: the memory before the block can be read, or is asked about.
             let new = unsafe {
@@ -1128,7 +1141,12 @@ fn freeing_the_middle_of_a_block_is_reported() {
         let mut program = Program::new(&Setup::default());
         let block = program.malloc(size);
         for offset in [1, 8, 16, 40, 64] {
-            let found = (HeapErrorKind::ForeignPointer, FoundBy::Free, block + offset, None);
+            let found = (
+                HeapErrorKind::ForeignPointer,
+                FoundBy::Free,
+                block + offset,
+                None,
+            );
             program.expect(found, |program| program.free_wrongly(block + offset));
         }
     }
@@ -1136,12 +1154,19 @@ fn freeing_the_middle_of_a_block_is_reported() {
 
 #[test]
 fn a_byte_written_behind_any_block_is_reported_when_it_is_freed() {
-    for size in [0, 1, 7, 8, 9, 24, 60, 1000, 1016, 1017, 3000, 20_000, 300_000] {
+    for size in [
+        0, 1, 7, 8, 9, 24, 60, 1000, 1016, 1017, 3000, 20_000, 300_000,
+    ] {
         let mut program = Program::new(&Setup::default());
         program.malloc(size);
         let block = program.malloc(size);
         write(block + size, b'x');
-        let found = (HeapErrorKind::WritePastEnd, FoundBy::Free, block, Some(size));
+        let found = (
+            HeapErrorKind::WritePastEnd,
+            FoundBy::Free,
+            block,
+            Some(size),
+        );
         program.expect(found, |program| program.free(block));
         assert_eq!(program.changed(), block + size);
     }
@@ -1157,7 +1182,12 @@ fn text_written_past_the_end_into_the_next_block_is_reported_once() {
         for index in 0..second - first - size {
             write(first + size + index, b'A');
         }
-        let found = (HeapErrorKind::WritePastEnd, FoundBy::Free, first, Some(size));
+        let found = (
+            HeapErrorKind::WritePastEnd,
+            FoundBy::Free,
+            first,
+            Some(size),
+        );
         program.expect(found, |program| {
             program.forget(program.index_of(second));
             program.free_wrongly(second);
@@ -1190,7 +1220,12 @@ fn a_write_to_the_header_of_a_free_small_block_is_reported_when_it_is_due() {
     // It cannot be told from a write past the end of the block before, which lives.
     assert_eq!(
         program.latest_error(),
-        (HeapErrorKind::WritePastEnd, FoundBy::Malloc, before, Some(56))
+        (
+            HeapErrorKind::WritePastEnd,
+            FoundBy::Malloc,
+            before,
+            Some(56)
+        )
     );
     program.check_counters();
 }
@@ -1260,14 +1295,24 @@ fn with_guard_each_byte_behind_and_before_a_block_is_watched() {
             let mut program = guarded();
             let block = program.malloc(size);
             write(block + size + offset, 1);
-            let found = (HeapErrorKind::WritePastEnd, FoundBy::Free, block, Some(size));
+            let found = (
+                HeapErrorKind::WritePastEnd,
+                FoundBy::Free,
+                block,
+                Some(size),
+            );
             program.expect(found, |program| program.free(block));
             assert_eq!(program.changed(), block + size + offset);
         }
         let mut program = guarded();
         let block = program.malloc(size);
         write(block - 30, 1);
-        let found = (HeapErrorKind::WriteBeforeStart, FoundBy::Free, block, Some(size));
+        let found = (
+            HeapErrorKind::WriteBeforeStart,
+            FoundBy::Free,
+            block,
+            Some(size),
+        );
         program.expect(found, |program| program.free(block));
     }
 }
@@ -1281,7 +1326,12 @@ fn with_guard_freed_blocks_wait_and_writes_to_them_are_found() {
         let again = program.malloc(size);
         assert_ne!(again, block);
         write(block + size / 2, 1);
-        let found = (HeapErrorKind::WriteAfterFree, FoundBy::Exit, block, Some(size));
+        let found = (
+            HeapErrorKind::WriteAfterFree,
+            FoundBy::Exit,
+            block,
+            Some(size),
+        );
         program.expect(found, |program| program.heap.check_quarantine());
         let mut found = None;
         for _ in 0..6000 {
@@ -1292,7 +1342,12 @@ fn with_guard_freed_blocks_wait_and_writes_to_them_are_found() {
         }
         assert_eq!(
             found,
-            Some((HeapErrorKind::WriteAfterFree, FoundBy::Quarantine, block, Some(size)))
+            Some((
+                HeapErrorKind::WriteAfterFree,
+                FoundBy::Quarantine,
+                block,
+                Some(size)
+            ))
         );
     }
 }
