@@ -6,6 +6,7 @@
 )]
 
 mod against_strace;
+mod allocator_tracing;
 mod attach;
 mod demo;
 mod errors;
