@@ -7,6 +7,10 @@
 
 mod against_strace;
 mod allocator_tracing;
+mod allocator_conformance;
+mod allocator_errors;
+mod allocator_programs;
+mod allocator_stress;
 mod attach;
 mod demo;
 mod errors;
@@ -14,6 +18,7 @@ mod foreign_abi;
 mod kernel_view;
 mod layers;
 mod lifecycle;
+mod preloaded;
 mod processes;
 mod recording;
 mod schema;
