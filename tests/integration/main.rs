@@ -6,11 +6,11 @@
 )]
 
 mod against_strace;
-mod allocator_tracing;
 mod allocator_conformance;
 mod allocator_errors;
 mod allocator_programs;
 mod allocator_stress;
+mod allocator_tracing;
 mod attach;
 mod demo;
 mod errors;
