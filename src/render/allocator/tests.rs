@@ -27,15 +27,15 @@ use crate::stats_page::Counters;
 use crate::units::Address;
 use crate::units::Timestamp;
 
-use super::tests::KIB;
-use super::tests::MIB;
-use super::tests::add_process;
-use super::tests::main;
-use super::tests::ordinary;
-use super::tests::program;
-use super::tests::text;
-use super::tests::verbose;
-use super::words;
+use crate::render::tests::KIB;
+use crate::render::tests::MIB;
+use crate::render::tests::add_process;
+use crate::render::tests::main;
+use crate::render::tests::ordinary;
+use crate::render::tests::program;
+use crate::render::tests::text;
+use crate::render::tests::verbose;
+use crate::render::words;
 
 fn setup() -> AllocatorSetup {
     AllocatorSetup {
@@ -178,7 +178,7 @@ fn unheard(name: &str) -> AllocatorReport {
 }
 
 /// The ordinary program, on our allocator.
-pub(super) fn bundled() -> Report {
+pub(in crate::render) fn bundled() -> Report {
     let mut report = ordinary();
     let space = main(&mut report);
     let obtained = space.program_break.end_bytes.unwrap();
@@ -214,7 +214,7 @@ pub(super) fn bundled() -> Report {
 }
 
 /// Most is in blocks that are mapped by themselves.
-pub(super) fn bundled_large_blocks() -> Report {
+fn bundled_large_blocks() -> Report {
     let mut report = bundled();
     let space = main(&mut report);
     for point in &mut space.timeline.points {
@@ -246,7 +246,7 @@ fn heap_error(kind: HeapErrorKind, changed: Option<u64>) -> FoundHeapError {
 }
 
 /// A program that misuses its heap in every way.
-pub(super) fn heap_errors() -> Report {
+fn heap_errors() -> Report {
     let mut report = bundled();
     let kept = vec![
         heap_error(HeapErrorKind::WritePastEnd, Some(24)),
@@ -287,7 +287,7 @@ fn absence() -> AllocatorAbsence {
     }
 }
 
-pub(super) fn reports() -> Vec<(&'static str, Report)> {
+pub(in crate::render) fn reports() -> Vec<(&'static str, Report)> {
     vec![
         ("bundled", bundled()),
         ("bundled-large-blocks", bundled_large_blocks()),
@@ -510,10 +510,33 @@ fn a_difference_between_the_sides_is_a_finding() {
         &report,
         "at 7.00 ms, brk_grown_bytes: malloc counted 135,168, traced 139,264",
     );
+    assert_says(&report, "malloc's sum did not hold 1 of 2 times, by 8 B");
+    report.processes[0].threads = 2;
     assert_says(
         &report,
-        "malloc's sum did not hold 1 of 2 times: 8 B too little",
+        "malloc's sum was open 1 of 2 times, by 8 B: a thread may have been stopped inside malloc",
     );
+}
+
+#[test]
+fn an_allocator_that_is_loaded_and_not_used_shows_why_and_no_figures() {
+    let mut report = bundled();
+    change(&mut report, |allocator| {
+        allocator.absence = Some(AllocatorAbsence {
+            reason: AbsenceReason::OwnAllocator,
+            message: "the program brings its own malloc".into(),
+        });
+    });
+    assert_says(&report, "allocator the program brings its own malloc");
+    assert_says(&report, "obtained 65.8 MiB");
+    change(&mut report, |allocator| {
+        allocator.last.as_mut().unwrap().figures.0.allocated_blocks = 0;
+    });
+    assert_says(
+        &report,
+        "allocator no figures of its own: the program brings its own malloc",
+    );
+    assert!(!flat(&report).contains("obtained"));
 }
 
 #[test]
