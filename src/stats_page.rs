@@ -862,20 +862,38 @@ impl Sum {
     #[must_use]
     pub fn finish(self) -> (Counters, [ClassFigures; SMALL_CLASSES]) {
         let mut sum = self.counters;
-        sum.in_use_bytes = sum.requested_bytes.wrapping_sub(self.released_bytes);
-        sum.block_overhead_bytes = self.live_block_bytes.wrapping_sub(sum.in_use_bytes);
+        let mut classes = self.classes;
+        // What one thread took another may have freed, so parts may be negative, and so may be sums that were read
+        // while threads ran, or in the midst of a request: less than nothing is nothing.
+        for figures in &mut classes {
+            figures.live = difference(figures.live, 0);
+        }
+        sum.live_large_blocks = difference(sum.live_large_blocks, 0);
+        sum.in_use_bytes = difference(sum.requested_bytes, self.released_bytes);
+        sum.block_overhead_bytes = difference(self.live_block_bytes, sum.in_use_bytes);
         sum.overhead_bytes = sum.block_overhead_bytes.wrapping_add(sum.record_bytes);
         sum.free_bytes = sum
             .free_chunk_bytes
             .wrapping_add(sum.free_slab_bytes)
             .wrapping_add(sum.cached_bytes);
-        sum.live_blocks = sum.allocated_blocks.wrapping_sub(sum.freed_blocks);
+        sum.live_blocks = difference(sum.allocated_blocks, sum.freed_blocks);
         sum.malloc_calls = sum
             .allocated_blocks
             .wrapping_sub(sum.calloc_calls)
             .wrapping_sub(sum.aligned_calls)
             .wrapping_sub(self.moved_blocks);
-        sum.cache_hits = sum.allocated_blocks.wrapping_sub(sum.cache_misses);
-        (sum, self.classes)
+        sum.malloc_calls = difference(sum.malloc_calls, 0);
+        sum.cache_hits = difference(sum.allocated_blocks, sum.cache_misses);
+        (sum, classes)
+    }
+}
+
+/// `a` − `b`, both modulo 2^64; 0 where that is negative.
+fn difference(a: u64, b: u64) -> u64 {
+    let difference = a.wrapping_sub(b);
+    if difference > u64::MAX / 2 {
+        0
+    } else {
+        difference
     }
 }

@@ -38,6 +38,8 @@ pub(super) enum Call {
     Clone,
     /// clone3(2): likewise.
     Clone3,
+    /// execve(2), execveat(2): looked at only because the memory, with the allocator's figures, goes with it.
+    Exec,
 }
 
 /// An ABI and its traced calls.
@@ -76,8 +78,10 @@ pub(super) const ABIS: &[Abi] = &[
             (28, Call::Madvise),
             (30, Call::Shmat),
             (56, Call::Clone),
+            (59, Call::Exec),
             (67, Call::Shmdt),
             (216, Call::RemapFilePages),
+            (322, Call::Exec),
             (329, Call::Mprotect),
             (435, Call::Clone3),
             (440, Call::ProcessMadvise),
@@ -90,6 +94,7 @@ pub(super) const ABIS: &[Abi] = &[
         is_32_bit: true,
         variant_bits: 0,
         calls: &[
+            (11, Call::Exec),
             (45, Call::Brk),
             (90, Call::MmapIndirect),
             (91, Call::Munmap),
@@ -100,6 +105,7 @@ pub(super) const ABIS: &[Abi] = &[
             (192, Call::MmapPages),
             (219, Call::Madvise),
             (257, Call::RemapFilePages),
+            (358, Call::Exec),
             (380, Call::Mprotect),
             (397, Call::Shmat),
             (398, Call::Shmdt),
@@ -124,10 +130,12 @@ pub(super) const ABIS: &[Abi] = &[
             (215, Call::Munmap),
             (216, Call::Mremap),
             (220, Call::Clone),
+            (221, Call::Exec),
             (222, Call::Mmap),
             (226, Call::Mprotect),
             (233, Call::Madvise),
             (234, Call::RemapFilePages),
+            (281, Call::Exec),
             (288, Call::Mprotect),
             (435, Call::Clone3),
             (440, Call::ProcessMadvise),
@@ -140,6 +148,7 @@ pub(super) const ABIS: &[Abi] = &[
         is_32_bit: true,
         variant_bits: 0,
         calls: &[
+            (11, Call::Exec),
             (45, Call::Brk),
             (91, Call::Munmap),
             (120, Call::Clone),
@@ -150,6 +159,7 @@ pub(super) const ABIS: &[Abi] = &[
             (253, Call::RemapFilePages),
             (305, Call::Shmat),
             (306, Call::Shmdt),
+            (387, Call::Exec),
             (394, Call::Mprotect),
             (435, Call::Clone3),
             (440, Call::ProcessMadvise),
@@ -221,6 +231,8 @@ mod tests {
             (libc::SYS_remap_file_pages, Call::RemapFilePages),
             (libc::SYS_clone, Call::Clone),
             (libc::SYS_clone3, Call::Clone3),
+            (libc::SYS_execve, Call::Exec),
+            (libc::SYS_execveat, Call::Exec),
         ] {
             let number = u64::try_from(number).unwrap();
             assert_eq!(

@@ -5,6 +5,8 @@ use super::abi::Abi;
 use super::abi::Call;
 use super::sys;
 use crate::event::Advice;
+use crate::event::AllocatorCall;
+use crate::event::AllocatorCause;
 use crate::event::CallResult;
 use crate::event::Errno;
 use crate::event::EventKind;
@@ -12,6 +14,8 @@ use crate::event::MapFlags;
 use crate::event::Protection;
 use crate::event::RemapFlags;
 use crate::mapping;
+use crate::stats_page::Cause;
+use crate::stats_page::SIGNATURE;
 use crate::units::Address;
 
 /// The kernel's own codes for "start this call again": no results (include/linux/errno.h, ERESTARTSYS and after).
@@ -24,6 +28,17 @@ pub(super) struct Pending {
     abi: &'static Abi,
     number: u64,
     arguments: [u64; 6],
+}
+
+/// What the bundled allocator tells by a call that it signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signed {
+    /// It makes a memory call.
+    Call(AllocatorCall),
+    /// Its page is at this address.
+    Page(u64),
+    /// It has recorded a heap error.
+    HeapError,
 }
 
 /// A stretch of addresses.
@@ -83,6 +98,47 @@ impl Pending {
         matches!(self.call, Call::Clone | Call::Clone3)
     }
 
+    /// Whether it would replace the program.
+    pub(super) fn is_exec(&self) -> bool {
+        self.call == Call::Exec
+    }
+
+    /// Whether its return is of interest.
+    pub(super) fn is_memory_call(&self) -> bool {
+        !self.is_clone() && !self.is_exec()
+    }
+
+    /// What the bundled allocator tells by it; `None` if another made the call.
+    pub(super) fn signed(&self) -> Option<Signed> {
+        let is_native = self.abi.architecture == abi::ABIS[0].architecture && !self.is_variant();
+        let [_, _, _, cause, value, signature] = self.arguments;
+        if !is_native || signature != SIGNATURE {
+            return None;
+        }
+        let told = AllocatorCall {
+            cause: AllocatorCause::from_argument(cause),
+            request_bytes: (value != 0).then_some(value),
+        };
+        let no_room = AllocatorCall {
+            cause: None,
+            request_bytes: None,
+        };
+        Some(match self.call {
+            Call::Madvise => match Cause::from_number(cause) {
+                Some(Cause::Announce) => Signed::Page(value),
+                Some(Cause::HeapError) => Signed::HeapError,
+                _ => Signed::Call(told),
+            },
+            Call::Brk | Call::Munmap => Signed::Call(told),
+            // The offset of other mappings means something.
+            Call::Mmap if MapFlags(low(self.arguments[3])).is_private_anonymous() => {
+                Signed::Call(no_room)
+            }
+            Call::Mremap => Signed::Call(no_room),
+            _ => return None,
+        })
+    }
+
     /// Whether it asks to move the program break.
     pub(super) fn moves_break(&self) -> bool {
         self.call == Call::Brk && self.arguments[0] != 0
@@ -111,7 +167,7 @@ impl Pending {
         is_error: bool,
         break_before: Option<Address>,
     ) -> Finished {
-        if is_error && RESTARTS.contains(&self.signed(value)) {
+        if is_error && RESTARTS.contains(&self.sign_extended(value)) {
             return Finished::Nothing;
         }
         let value = Returned {
@@ -121,9 +177,15 @@ impl Pending {
                 value
             }
             .cast_unsigned(),
-            error: is_error.then(|| Errno(int(self.signed(value).unsigned_abs()))),
+            error: is_error.then(|| Errno(int(self.sign_extended(value).unsigned_abs()))),
         };
         let [first, second, third, fourth, fifth, sixth] = self.arguments;
+        let signed = self.signed();
+        if matches!(signed, Some(Signed::Page(_) | Signed::HeapError)) {
+            return Finished::Nothing;
+        }
+        // The signature is none of the program's business.
+        let sixth = if signed.is_some() { 0 } else { sixth };
         Finished::Event(match self.call {
             Call::Brk => EventKind::Brk {
                 requested: Address(first),
@@ -184,12 +246,12 @@ impl Pending {
                 length: second,
                 result: value.address(),
             },
-            Call::Ipc | Call::Clone | Call::Clone3 => return Finished::Nothing,
+            Call::Ipc | Call::Clone | Call::Clone3 | Call::Exec => return Finished::Nothing,
         })
     }
 
     /// Results of 32-bit calls may come zero-extended.
-    fn signed(&self, value: i64) -> i64 {
+    fn sign_extended(&self, value: i64) -> i64 {
         if self.abi.is_32_bit {
             i64::from(low(value.cast_unsigned()).cast_signed())
         } else {
@@ -371,6 +433,62 @@ mod tests {
                 after: Address(0x5000),
             })
         );
+    }
+
+    #[test]
+    fn the_allocators_own_calls_are_known_by_their_signature() {
+        let call = |cause, request_bytes| {
+            Some(Signed::Call(AllocatorCall {
+                cause,
+                request_bytes,
+            }))
+        };
+        let request = Cause::Request as u64;
+        let pending = native(libc::SYS_brk, [0x9000, 0, 0, request, 100, SIGNATURE]);
+        assert_eq!(
+            pending.signed(),
+            call(Some(AllocatorCause::Request), Some(100))
+        );
+        let pending = native(libc::SYS_brk, [0x9000, 0, 0, 77, 0, SIGNATURE]);
+        assert_eq!(pending.signed(), call(None, None));
+        let pending = native(libc::SYS_brk, [0x9000, 0, 0, request, 100, SIGNATURE + 1]);
+        assert_eq!(pending.signed(), None);
+        let pending = native(libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, SIGNATURE]);
+        assert_eq!(pending.signed(), call(None, None));
+        let Finished::Event(EventKind::Mmap { offset, .. }) =
+            pending.finish(0, 0x7000, false, None)
+        else {
+            panic!("an mmap event");
+        };
+        assert_eq!(offset, 0);
+        let file = native(libc::SYS_mmap, [0, 4096, 3, 0x2, 5, SIGNATURE]);
+        assert_eq!(file.signed(), None);
+    }
+
+    #[test]
+    fn announcements_are_no_memory_calls() {
+        for (cause, told) in [
+            (Cause::Announce, Signed::Page(0x7000)),
+            (Cause::HeapError, Signed::HeapError),
+        ] {
+            let arguments = [0x7000, 0, 4, cause as u64, 0x7000, SIGNATURE];
+            let pending = native(libc::SYS_madvise, arguments);
+            assert_eq!(pending.signed(), Some(told));
+            assert_eq!(pending.finish(0, 0, false, None), Finished::Nothing);
+            let unmapping = native(libc::SYS_munmap, arguments);
+            assert!(matches!(unmapping.signed(), Some(Signed::Call(_))));
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn calls_of_other_abis_are_never_the_allocators() {
+        let arguments = [0x9000, 0, 0, 1, 100, SIGNATURE];
+        let i386 = Pending::entered(0x4000_0003, 45, arguments).unwrap();
+        assert_eq!(i386.signed(), None);
+        let x32 = u64::from(abi::X32_BIT) | 12;
+        let x32 = Pending::entered(abi::ABIS[0].architecture, x32, arguments).unwrap();
+        assert_eq!(x32.signed(), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::abi;
 use super::call::Finished;
 use super::call::Pending;
 use super::call::Range;
+use super::call::Signed;
 use super::proc;
 use super::stop::Birth;
 use super::stop::Change;
@@ -20,6 +21,7 @@ use super::tracee::Command;
 use super::tracee::Doing;
 use super::tracee::Process;
 use super::tracee::Space;
+use crate::event::AllocatorCall;
 use crate::event::CallResult;
 use crate::event::Event;
 use crate::event::EventKind;
@@ -37,6 +39,15 @@ use crate::event::Stops;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
 use crate::units::Address;
+
+/// What a call gives to tell.
+struct Told {
+    finished: Finished,
+    /// The bundled allocator made it.
+    by_allocator: Option<AllocatorCall>,
+    /// What the allocator told by it, and its figures.
+    heard: Vec<EventKind>,
+}
 
 impl Tracer {
     /// A wait told something of a thread.
@@ -150,6 +161,7 @@ impl Tracer {
             Some(pending) if pending.is_clone() => {
                 keep_child_traced(stopped.tid(), architecture, number, arguments)
             }
+            Some(pending) if pending.is_exec() => self.exec_begins(stopped.tid()),
             Some(pending) => self.tracees.enter_call(stopped.tid(), pending),
             // The program has a filter of its own that asks for a tracer.
             None => {}
@@ -167,10 +179,12 @@ impl Tracer {
                 arguments,
             }) => {
                 self.tracees.leave_call(tid, Doing::OtherCall);
-                if let Some(pending) = Pending::entered(architecture, number, arguments)
-                    && !pending.is_clone()
-                {
-                    self.tracees.enter_call(tid, pending);
+                match Pending::entered(architecture, number, arguments) {
+                    Some(pending) if pending.is_exec() => self.exec_begins(tid),
+                    Some(pending) if pending.is_memory_call() => {
+                        self.tracees.enter_call(tid, pending);
+                    }
+                    _ => {}
                 }
                 self.go_on_with(stopped, 0);
             }
@@ -194,7 +208,7 @@ impl Tracer {
             let (number, arguments) = entry_was_missed
                 .then(|| sys::call_in_registers(tid))
                 .flatten()?;
-            Pending::entered(architecture, number, arguments).filter(|pending| !pending.is_clone())
+            Pending::entered(architecture, number, arguments).filter(Pending::is_memory_call)
         });
         let Some((pending, space)) = pending.zip(self.tracees.space_of(tid)) else {
             self.go_on_with(stopped, 0);
@@ -207,9 +221,19 @@ impl Tracer {
             .and_then(|space| space.program_break);
         let finished = pending.finish(tid, value, is_error, before);
         let unsure = self.apply(space, &pending, &finished);
+        let heard = self.heard_from_bundled(tid, space, &pending, &finished);
+        let by_allocator = match pending.signed() {
+            Some(Signed::Call(call)) => Some(call),
+            Some(Signed::Page(_) | Signed::HeapError) | None => None,
+        };
+        let told = Told {
+            finished,
+            by_allocator,
+            heard,
+        };
         if self.options.verify || unsure {
             // The tracee stands still until the snapshot is taken.
-            self.tell_finished(tid, space, finished);
+            self.tell_finished(tid, space, told);
             let reason = if unsure {
                 SnapshotReason::Resync
             } else {
@@ -220,7 +244,7 @@ impl Tracer {
         } else {
             // The program goes on while the event is told.
             self.go_on_with(stopped, 0);
-            self.tell_finished(tid, space, finished);
+            self.tell_finished(tid, space, told);
         }
     }
 
@@ -244,13 +268,13 @@ impl Tracer {
         unsure
     }
 
-    fn tell_finished(&mut self, tid: u32, space: SpaceId, finished: Finished) {
-        match finished {
+    fn tell_finished(&mut self, tid: u32, space: SpaceId, told: Told) {
+        match told.finished {
             Finished::Event(kind) => {
                 if let EventKind::NotDecoded { abi, .. } = &kind {
                     self.mention_undecoded(tid, &abi.clone());
                 }
-                self.record_in_order(tid, space, kind);
+                self.record_in_order(tid, space, kind, told.by_allocator);
             }
             Finished::AdviceTo { pidfd, events } => {
                 let target = proc::process_of_pidfd(tid, pidfd)
@@ -264,7 +288,18 @@ impl Tracer {
             }
             Finished::Nothing => {}
         }
+        for kind in told.heard {
+            self.record_in_order(tid, space, kind, None);
+        }
         self.release_delayed(tid);
+    }
+
+    /// A thread asks for another program: what goes with the old one is read now, and told if that succeeds.
+    fn exec_begins(&mut self, tid: u32) {
+        let read = self.read_bundled_before_exec(tid);
+        if let Some(tracee) = self.tracees.threads.get_mut(&tid) {
+            tracee.before_exec = read;
+        }
     }
 
     /// The thread whose call, still under way, must have freed the addresses that this one was given: its return is
@@ -283,14 +318,28 @@ impl Tracer {
     }
 
     /// Hands out what a call did, after that on which it depends.
-    fn record_in_order(&mut self, tid: u32, space: SpaceId, kind: EventKind) {
+    fn record_in_order(
+        &mut self,
+        tid: u32,
+        space: SpaceId,
+        kind: EventKind,
+        by_allocator: Option<AllocatorCall>,
+    ) {
         let awaited = self.took_effect_after(tid, space, &kind);
         let queue = self.delayed.get(&space);
         let is_awaited =
             queue.is_some_and(|queue| queue.iter().any(|(awaited, _)| *awaited == Some(tid)));
-        if awaited.is_none() && (queue.is_none() || is_awaited) {
-            self.record(tid, space, kind);
-        } else if let Some(event) = self.event(tid, space, kind) {
+        let is_due = awaited.is_none() && (queue.is_none() || is_awaited);
+        let Some(event) = self.event(tid, space, kind) else {
+            return;
+        };
+        let event = Event {
+            allocator: by_allocator,
+            ..event
+        };
+        if is_due {
+            self.ready.push_back(event);
+        } else {
             self.delayed
                 .entry(space)
                 .or_default()
@@ -341,6 +390,7 @@ impl Tracer {
         } else {
             Doing::Program
         };
+        let prospect = self.bundled_prospect(pid);
         self.admit_process_quietly(pid, Origin::Launched);
         self.tracees.add_thread(pid, pid, doing);
         self.process_started(pid, Origin::Launched, None, None);
@@ -349,6 +399,7 @@ impl Tracer {
         }
         if let Some(space) = self.tracees.space_of(pid) {
             self.snapshot_by(pid, space, SnapshotReason::Start);
+            self.expect_bundled(pid, space, prospect);
         }
         self.go_on_with(stopped, 0);
     }
@@ -419,7 +470,7 @@ impl Tracer {
     }
 
     /// Whether all descendants have the filter, and so need a tracer.
-    fn launched_with_filter(&self) -> bool {
+    pub(super) fn launched_with_filter(&self) -> bool {
         self.recording.capture.stops == Stops::MemoryCalls
     }
 
@@ -452,10 +503,12 @@ impl Tracer {
             let original = self.tracees.spaces.get(&parents_space);
             copy_is_unsure = original.is_some_and(|space| !space.under_way.is_empty());
             let program_break = original.and_then(|space| space.program_break);
+            let bundled = original.map(|space| space.bundled.clone());
             self.tracees.new_space(Space {
                 owner: child,
                 recorded,
                 program_break,
+                bundled: bundled.unwrap_or_default(),
                 ..Space::default()
             })
         };
@@ -471,6 +524,9 @@ impl Tracer {
             return;
         }
         self.process_started(child, origin, Some(parent), Some(parents_space));
+        if !shares {
+            self.tell_inherited_bundled(child, space);
+        }
         if copy_is_unsure {
             // Whether the calls under way came before the copy, only the copy itself tells.
             self.snapshot_by(child, space, SnapshotReason::Start);
@@ -482,6 +538,17 @@ impl Tracer {
         // The thread that called exec has become the leader; all others are gone without a word (ptrace(2), "execve(2)
         // under ptrace").
         let pid = stopped.tid();
+        let caller = stopped
+            .event_message()
+            .ok()
+            .and_then(|message| u32::try_from(message).ok())
+            .unwrap_or(pid);
+        let before_exec = self
+            .tracees
+            .threads
+            .get_mut(&caller)
+            .map(|tracee| std::mem::take(&mut tracee.before_exec))
+            .unwrap_or_default();
         let others: Vec<u32> = self
             .tracees
             .threads_of(pid)
@@ -497,6 +564,13 @@ impl Tracer {
             return;
         };
         let (from_space, recorded) = (process.space, process.recorded);
+        if !self.tracees.is_shared(from_space, pid) {
+            for kind in before_exec {
+                self.record(pid, from_space, kind);
+            }
+            self.tell_if_bundled_was_missing(pid, from_space);
+        }
+        let prospect = self.bundled_prospect(pid);
         let space = self.new_space(pid, recorded);
         if let Some(process) = self.tracees.processes.get_mut(&pid) {
             process.space = space;
@@ -518,6 +592,7 @@ impl Tracer {
         if let Some(snapshot) = snapshot {
             self.record(pid, space, snapshot);
         }
+        self.expect_bundled(pid, space, prospect);
     }
 
     /// A thread is about to end; its memory is still there.
@@ -537,6 +612,7 @@ impl Tracer {
             && !self.tracees.is_in_use(space)
         {
             self.snapshot_by(tid, space, SnapshotReason::End);
+            self.tell_if_bundled_is_missing(tid, space);
         }
         self.go_on_with(stopped, 0);
     }

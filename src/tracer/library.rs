@@ -144,7 +144,7 @@ fn listed(tried: &[(PathBuf, FolderProblem)]) -> String {
 #[derive(Debug)]
 pub(super) struct Library {
     path: PathBuf,
-    /// Where the bundled one was put; removed with it.
+    /// Where the bundled one was put; removed when this is dropped.
     folder: Option<TempDir>,
 }
 

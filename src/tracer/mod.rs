@@ -8,6 +8,7 @@
 
 mod abi;
 mod attach;
+mod bundled;
 mod call;
 mod dispatch;
 mod executable;
@@ -18,6 +19,7 @@ mod library;
 mod proc;
 mod requests;
 mod seccomp;
+mod stats_reader;
 mod stop;
 mod sys;
 mod tracee;
@@ -65,6 +67,7 @@ use crate::event::Notice;
 use crate::event::NoticeCode;
 use crate::event::Origin;
 use crate::event::Outcome;
+use crate::event::ReadingMoment;
 use crate::event::Recording;
 use crate::event::SnapshotReason;
 use crate::event::SpaceId;
@@ -370,11 +373,34 @@ impl Tracer {
             self.ready.push_back(event);
         }
         let pid = self.recording.pids.first().copied().unwrap_or(0);
+        self.leave_library_to_others(pid);
         let kind = EventKind::RecordingEnded {
             reason: self.end_reason,
         };
         self.tell(SpaceId(0), pid, pid, kind);
         self.phase = Phase::Over;
+    }
+
+    /// Children that were not followed may run on, and what they start needs the library's file: then it stays.
+    fn leave_library_to_others(&mut self, pid: u32) {
+        if self.options.follow || self.launched_with_filter() {
+            return;
+        }
+        let Some(library) = &mut self.library else {
+            return;
+        };
+        let users = proc::users_of(library.path());
+        let Some(first) = users.first() else {
+            return;
+        };
+        if let Some(folder) = library.leave() {
+            let message = format!(
+                "{} processes that were not followed still use the bundled malloc (such as {first}): its file stays,                  remove it when they have ended: rm -r {}",
+                users.len(),
+                folder.display()
+            );
+            self.mention(pid, NoticeCode::StillRunning, message);
+        }
     }
 
     /// Time since the recording began.
@@ -656,7 +682,7 @@ impl Tracer {
         let mut snapshots: Vec<(u32, Event)> = Vec::new();
         for (_, space) in &processes {
             if seen.insert(*space) {
-                snapshots.extend(self.last_snapshot(*space));
+                snapshots.extend(self.last_state(*space));
             }
         }
         self.detach_held();
@@ -673,13 +699,25 @@ impl Tracer {
         }
     }
 
-    /// Reads the last snapshot of an address space whose threads stand still, but for the pages of its heap; and says
-    /// through which thread.
-    fn last_snapshot(&mut self, space: SpaceId) -> Option<(u32, Event)> {
-        self.threads_in(space).into_iter().find_map(|tid| {
-            let kind = self.read_snapshot(tid, space, SnapshotReason::End)?;
-            Some((tid, self.event(tid, space, kind)?))
-        })
+    /// Reads the last snapshot of an address space whose threads stand still, but for the pages of its heap, and the
+    /// allocator's last figures; and says through which thread.
+    fn last_state(&mut self, space: SpaceId) -> Vec<(u32, Event)> {
+        for tid in self.threads_in(space) {
+            let Some(snapshot) = self.read_snapshot(tid, space, SnapshotReason::End) else {
+                continue;
+            };
+            let stands = self
+                .tracees
+                .threads
+                .get(&tid)
+                .is_some_and(|tracee| tracee.held.is_some());
+            let figures = self.read_bundled(tid, space, ReadingMoment::End, stands);
+            return std::iter::once(snapshot)
+                .chain(figures)
+                .filter_map(|kind| Some((tid, self.event(tid, space, kind)?)))
+                .collect();
+        }
+        Vec::new()
     }
 
     fn detach_held(&mut self) {
@@ -752,7 +790,24 @@ impl Tracer {
                 | SnapshotReason::Resync => None,
             };
         }
+        let mappings = match &kind {
+            EventKind::Snapshot(snapshot) if reason == SnapshotReason::Attach => {
+                snapshot.mappings.clone()
+            }
+            _ => Vec::new(),
+        };
         self.record(tid, space, kind);
+        match reason {
+            SnapshotReason::Attach => {
+                self.look_for_page(tid, space, &mappings);
+                self.tell_bundled(tid, space, ReadingMoment::Snapshot, false);
+            }
+            SnapshotReason::Request | SnapshotReason::Interval => {
+                self.tell_bundled(tid, space, ReadingMoment::Snapshot, false);
+            }
+            SnapshotReason::End => self.tell_bundled(tid, space, ReadingMoment::End, true),
+            SnapshotReason::Start | SnapshotReason::Verify | SnapshotReason::Resync => {}
+        }
         true
     }
 

@@ -84,6 +84,44 @@ pub(super) fn arguments(tid: u32) -> Vec<String> {
     arguments
 }
 
+/// The environment with which the program of thread `tid` was started: entries that end with a zero byte.
+pub(super) fn environment(tid: u32) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{tid}/environ")).ok()
+}
+
+/// Whether the program of thread `tid` has more rights than whoever started it, so that the dynamic linker takes no
+/// orders from the environment (getauxval(3), `AT_SECURE`).
+pub(super) fn is_secure(tid: u32) -> Option<bool> {
+    secure_entry(&std::fs::read(format!("/proc/{tid}/auxv")).ok()?)
+}
+
+fn secure_entry(auxiliary: &[u8]) -> Option<bool> {
+    let (words, _) = auxiliary.as_chunks::<8>();
+    let (pairs, _) = words.as_chunks::<2>();
+    pairs
+        .iter()
+        .map(|pair| pair.map(u64::from_ne_bytes))
+        .find(|[kind, _]| *kind == libc::AT_SECURE)
+        .map(|[_, value]| value != 0)
+}
+
+/// The processes, as far as we may look into them, that have this file in memory.
+pub(super) fn users_of(file: &Path) -> Vec<u32> {
+    let name = file.to_string_lossy();
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            mapping::read(*pid).is_ok_and(|mappings| {
+                mappings
+                    .iter()
+                    .any(|mapping| mapping.name.as_deref() == Some(name.as_ref()))
+            })
+        })
+        .collect()
+}
+
 /// The process behind a descriptor from pidfd_open(2) that thread `tid` holds.
 pub(super) fn process_of_pidfd(tid: u32, pidfd: i32) -> Option<u32> {
     std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{pidfd}"))
@@ -230,6 +268,17 @@ mod tests {
             None
         );
         assert_eq!(memory_lines(b"VmRSS:\t lots kB\n"), None);
+    }
+
+    #[test]
+    fn this_program_gained_no_rights() {
+        assert_eq!(is_secure(std::process::id()), Some(false));
+        assert_eq!(secure_entry(&[]), None);
+        let secure: Vec<u8> = [6_u64, 4096, libc::AT_SECURE, 1]
+            .into_iter()
+            .flat_map(u64::to_ne_bytes)
+            .collect();
+        assert_eq!(secure_entry(&secure), Some(true));
     }
 
     #[test]

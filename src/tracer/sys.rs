@@ -257,6 +257,43 @@ pub(super) fn read_memory(tid: u32, address: u64, buffer: &mut [u8]) -> Result<u
     )
 }
 
+/// Reads several pieces of memory of a tracee, one after the other, into `buffer`; fewer bytes than they have where one
+/// of them cannot be read.
+pub(super) fn read_memory_pieces(
+    tid: u32,
+    pieces: &[(u64, usize)],
+    buffer: &mut [u8],
+) -> Result<usize, Errno> {
+    // UIO_MAXIOV, linux/uio.h.
+    const AT_ONCE: usize = 1024;
+    let pid = nix::unistd::Pid::from_raw(tid_as_pid(tid));
+    let mut done = 0;
+    for pieces in pieces.chunks(AT_ONCE) {
+        let remote = pieces
+            .iter()
+            .map(|(address, len)| {
+                let base = usize::try_from(*address).map_err(|_| Errno::EFAULT)?;
+                Ok(nix::sys::uio::RemoteIoVec { base, len: *len })
+            })
+            .collect::<Result<Vec<_>, Errno>>()?;
+        let wanted: usize = pieces.iter().map(|(_, length)| length).sum();
+        let Some(room) = buffer.get_mut(done..done + wanted) else {
+            return Err(Errno::EINVAL);
+        };
+        let mut local = [std::io::IoSliceMut::new(room)];
+        let read = match nix::sys::uio::process_vm_readv(pid, &mut local, &remote) {
+            // The first of these pieces; others have been read.
+            Err(Errno::EFAULT) if done > 0 => 0,
+            other => other?,
+        };
+        done += read;
+        if read < wanted {
+            break;
+        }
+    }
+    Ok(done)
+}
+
 /// Reads one 64-bit word of a tracee.
 pub(super) fn read_word(tid: u32, address: u64) -> Option<u64> {
     let mut bytes = [0; 8];

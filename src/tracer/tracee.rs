@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::bundled::Bundled;
 use super::call::Pending;
 use super::call::Range;
 use super::proc;
 use super::stop::Resume;
 use super::stop::Stopped;
+use crate::event::EventKind;
 use crate::event::Outcome;
 use crate::event::SpaceId;
 use crate::units::Address;
@@ -36,6 +38,8 @@ pub(super) struct Tracee {
     pub(super) ending: bool,
     /// It is held stopped, and goes on in this way later.
     pub(super) held: Option<(Stopped, Resume)>,
+    /// What is to be told of its program when the exec that it has begun replaces it.
+    pub(super) before_exec: Vec<EventKind>,
 }
 
 /// What a process runs; shared by its forked children until they exec.
@@ -83,6 +87,8 @@ pub(super) struct Space {
     pub(super) under_way: Vec<(u32, UnderWay)>,
     /// Two moves of the break overlapped: only the kernel knows where it is.
     pub(super) break_unsure: bool,
+    /// The bundled allocator in it.
+    pub(super) bundled: Bundled,
 }
 
 /// A call under way, as far as others need to know.
@@ -117,6 +123,7 @@ impl Tracees {
             doing,
             ending: false,
             held: None,
+            before_exec: Vec::new(),
         };
         self.threads.insert(tid, tracee);
     }
@@ -149,6 +156,13 @@ impl Tracees {
                     .get(&tracee.pid)
                     .is_some_and(|process| process.space == space)
         })
+    }
+
+    /// Whether a process other than `pid` uses this address space, too.
+    pub(super) fn is_shared(&self, space: SpaceId, pid: u32) -> bool {
+        self.processes
+            .iter()
+            .any(|(other, process)| *other != pid && process.space == space)
     }
 
     /// Drops an address space that no process uses any more.
