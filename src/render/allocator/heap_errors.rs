@@ -1,6 +1,7 @@
 //! Errors in the program's use of its heap, in plain words.
 
 use crate::event::FoundBy;
+use crate::event::HeapError;
 use crate::event::HeapErrorKind;
 use crate::report::FoundHeapError;
 use crate::report::HeapErrorCount;
@@ -38,8 +39,8 @@ pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<Para
         Tone::Warning,
         "",
         format!(
-            "breaktrace: {} in the program's heap: {}",
-            words::count(total, "error", "errors"),
+            "breaktrace: heap {}: {}",
+            if total == 1 { "error" } else { "errors" },
             kinds.join(", ")
         ),
     )];
@@ -59,7 +60,8 @@ pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<Para
     }
     let is_guarded = allocators().any(|a| a.setup.as_ref().is_some_and(|setup| setup.guard));
     if !is_guarded {
-        let text = "--guard finds more, and sooner: it puts red zones around blocks and keeps freed ones aside";
+        let text =
+            "--guard finds more: it puts red zones around blocks, and keeps freed ones aside";
         paragraphs.push(Paragraph::of(Tone::Plain, "  ", text.to_owned()));
     }
     paragraphs
@@ -83,57 +85,106 @@ fn count_of_kind(count: &HeapErrorCount) -> String {
     words::count(count.errors, singular, plural)
 }
 
-/// One error in words: which block, what happened to it, where that was noticed.
+/// One error in words: which block, what happened to it, where that was noticed, when.
 fn heap_error(found: &FoundHeapError, several_processes: bool) -> String {
     let error = &found.error;
-    let address = error.address;
-    let block = match error.size_bytes {
-        Some(bytes) => format!("the block of {} at {address}", ByteSize(bytes)),
-        None => format!("the block at {address}"),
-    };
-    let offset = error.changed.map(|changed| changed.offset_from(address));
     let what = match error.kind {
-        HeapErrorKind::DoubleFree => format!("{block} was freed a second time"),
-        HeapErrorKind::ForeignPointer => format!("{address} was freed, and malloc never gave it"),
-        HeapErrorKind::WritePastEnd => {
-            let past = offset
-                .zip(error.size_bytes)
-                .and_then(|(offset, size)| u64::try_from(offset).ok()?.checked_sub(size));
-            match past {
-                Some(0) => format!("{block} was written past its end, from the first byte on"),
-                Some(past) => format!("{block} was written past its end, {} on", ByteSize(past)),
-                None => format!("{block} was written past its end"),
-            }
+        HeapErrorKind::DoubleFree => {
+            let what = given_again(error.found_by);
+            format!("{} was {what}", block(error))
         }
-        HeapErrorKind::WriteBeforeStart => match offset {
-            Some(offset @ i64::MIN..0) => format!(
-                "{block} was written before its start, {} below it",
-                ByteSize(offset.unsigned_abs())
-            ),
-            _ => format!("{block} was written before its start"),
-        },
-        HeapErrorKind::WriteAfterFree => match offset {
-            Some(offset @ 0..) => {
-                format!("{block} was written to after it was freed, at byte {offset}")
-            }
-            _ => format!("{block} was written to after it was freed"),
-        },
+        HeapErrorKind::ForeignPointer => {
+            let what = given(error.found_by);
+            format!("{} was {what}, and malloc never gave it", error.address)
+        }
+        HeapErrorKind::WritePastEnd => {
+            let past = written_at(error)
+                .zip(error.size_bytes)
+                .and_then(|(offset, size)| u64::try_from(offset).ok()?.checked_sub(size))
+                .filter(|&past| past > 0);
+            let how_far = past.map_or_else(String::new, |past| format!("{} ", ByteSize(past)));
+            format!("{} was written {how_far}past its end", block(error))
+        }
+        HeapErrorKind::WriteBeforeStart => {
+            let how_far = match written_at(error) {
+                Some(offset @ i64::MIN..0) => format!("{} ", ByteSize(offset.unsigned_abs())),
+                _ => String::new(),
+            };
+            format!("{} was written {how_far}before its start", block(error))
+        }
+        HeapErrorKind::WriteAfterFree => {
+            let place = match written_at(error) {
+                Some(offset @ 0..) => format!(" at byte {offset}"),
+                _ => String::new(),
+            };
+            format!("{} was written{place} after it was freed", block(error))
+        }
         HeapErrorKind::RecordsChanged => {
-            format!("malloc's own records at {address} were written over")
+            format!(
+                "malloc's own records at {} were written over",
+                error.address
+            )
         }
     };
-    let place = match error.found_by {
-        FoundBy::Free => "noticed in free",
-        FoundBy::Realloc => "noticed in realloc",
-        FoundBy::Malloc => "noticed in malloc",
-        FoundBy::Quarantine => "noticed when it left the quarantine",
-        FoundBy::UsableSize => "noticed in malloc_usable_size",
-        FoundBy::Exit => "noticed when the heap was looked through at the end",
+    let is_said_already = matches!(
+        error.kind,
+        HeapErrorKind::DoubleFree | HeapErrorKind::ForeignPointer
+    );
+    let place = if is_said_already {
+        ""
+    } else {
+        noticed(error.found_by)
     };
     let who = match (error.tid, several_processes) {
         (Some(tid), _) if tid != found.pid => format!(" by thread {tid}"),
         (_, true) => format!(" by pid {}", found.pid),
         _ => String::new(),
     };
-    format!("{what}; {place}{who}, {}", words::duration(found.time_ns.0))
+    format!(
+        "{what}{place}{who}, at {}",
+        words::duration(found.time_ns.0)
+    )
+}
+
+fn block(error: &HeapError) -> String {
+    match error.size_bytes {
+        Some(bytes) => format!("the block of {} at {}", ByteSize(bytes), error.address),
+        None => format!("the block at {}", error.address),
+    }
+}
+
+/// How far from the block's start the first changed byte is.
+fn written_at(error: &HeapError) -> Option<i64> {
+    error
+        .changed
+        .map(|changed| changed.offset_from(error.address))
+}
+
+fn given(to: FoundBy) -> &'static str {
+    match to {
+        FoundBy::Realloc => "given to realloc",
+        FoundBy::UsableSize => "given to malloc_usable_size",
+        FoundBy::Free | FoundBy::Malloc | FoundBy::Quarantine | FoundBy::Exit => "freed",
+    }
+}
+
+fn given_again(to: FoundBy) -> &'static str {
+    match to {
+        FoundBy::Realloc => "given to realloc after it was freed",
+        FoundBy::UsableSize => "given to malloc_usable_size after it was freed",
+        FoundBy::Free | FoundBy::Malloc | FoundBy::Quarantine | FoundBy::Exit => {
+            "freed a second time"
+        }
+    }
+}
+
+fn noticed(place: FoundBy) -> &'static str {
+    match place {
+        FoundBy::Free => "; noticed in free",
+        FoundBy::Realloc => "; noticed in realloc",
+        FoundBy::Malloc => "; noticed in malloc",
+        FoundBy::Quarantine => "; noticed when it left the quarantine",
+        FoundBy::UsableSize => "; noticed in malloc_usable_size",
+        FoundBy::Exit => "; noticed when the heap was looked through",
+    }
 }

@@ -243,7 +243,8 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
 
 fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<Item = String> {
     let calls = match claims.requests_per_kernel_call {
-        Some(ratio) if ratio >= 1.5 => format!(" (1 in {})", Exact(rounded(ratio))),
+        Some(ratio) if ratio >= 9.95 => format!(" (1 in {})", Exact(rounded(ratio))),
+        Some(ratio) if ratio >= 1.05 => format!(" (1 in {ratio:.1})"),
         _ => String::new(),
     };
     let requests = format!(
@@ -262,14 +263,18 @@ fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<I
     let back = (claims.freed_bytes > 0).then(|| {
         let advised = match claims.advised_bytes {
             0 => String::new(),
-            bytes => format!(", and pages of {} by madvise", ByteSize(bytes)),
+            bytes => format!(", pages of {} advised away", ByteSize(bytes)),
+        };
+        let kept = match counters.free_bytes {
+            0 => String::new(),
+            bytes => format!(", {} kept", ByteSize(bytes)),
         };
         let freed = ByteSize(claims.freed_bytes);
         if claims.returned_bytes == 0 && claims.advised_bytes == 0 {
-            format!("free gave nothing back: {freed} were freed, and the kernel got none of it")
+            format!("free gave nothing back: {freed} freed, none of it returned{kept}")
         } else {
             format!(
-                "free is not giving back: {freed} were freed, the kernel got {}{advised}",
+                "free is not giving back: {freed} freed, {} returned{advised}{kept}",
                 ByteSize(claims.returned_bytes),
             )
         }
@@ -313,12 +318,12 @@ fn requests(counters: &Counters) -> String {
     add(counters.realloc_calls, &in_place);
     let hits = counters.cache_hits.saturating_add(counters.cache_misses);
     let cache = words::share(counters.cache_hits, hits).map_or_else(String::new, |share| {
-        format!("; {} from thread caches", words::percent(share))
+        format!("; {} from caches", words::percent(share))
     });
     format!(
         "{}; {} freed{cache}",
         kinds.join(", "),
-        exact_count(counters.freed_blocks, "block", "blocks"),
+        Exact(counters.freed_blocks),
     )
 }
 
