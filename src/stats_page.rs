@@ -143,8 +143,9 @@ counters! {
     requested_bytes: Bytes;
     /// Bytes asked for in blocks that are not freed.
     in_use_bytes: Bytes;
-    /// Highest `in_use_bytes`; exact while one thread allocates, with several threads an upper bound: each thread's own
-    /// highest, added up.
+    /// Highest `in_use_bytes`. Exact while one thread allocates. With several, threads compare notes whenever they need
+    /// more than their caches hold: the true peak may be higher by what the caches served in between, some hundred KiB for
+    /// each thread at most.
     in_use_peak_bytes: Bytes;
     /// Bytes obtained from the kernel and not given back: by brk and by mmap, the allocator's own records included.
     obtained_bytes: Bytes;
@@ -598,6 +599,10 @@ pub struct KernelCounters {
     pub obtained_bytes: Word,
     /// Highest of these.
     pub obtained_peak_bytes: Word,
+    /// Bytes asked for and not freed, as threads have last told.
+    pub told_bytes: Word,
+    /// Highest of these.
+    pub told_peak_bytes: Word,
     /// Bytes of thread caches and arenas, of the page, and of mappings' parts that no block or segment uses, now.
     pub record_bytes: Word,
     /// brk calls that asked to move the break.
@@ -733,6 +738,8 @@ pub struct Sum {
     live_block_bytes: u64,
     released_bytes: u64,
     moved_blocks: u64,
+    caches: u64,
+    peak_of_cache: u64,
 }
 
 impl Sum {
@@ -748,6 +755,7 @@ impl Sum {
             counters: Counters {
                 obtained_bytes: kernel.obtained_bytes.get(),
                 obtained_peak_bytes: kernel.obtained_peak_bytes.get(),
+                in_use_peak_bytes: kernel.told_peak_bytes.get(),
                 record_bytes: kernel.record_bytes.get(),
                 brk_calls: kernel.brk_calls.get(),
                 brk_refused: kernel.brk_refused.get(),
@@ -770,6 +778,8 @@ impl Sum {
             live_block_bytes: 0,
             released_bytes: 0,
             moved_blocks: 0,
+            caches: 0,
+            peak_of_cache: 0,
         }
     }
 
@@ -806,6 +816,8 @@ impl Sum {
         self.live_block_bytes = self.live_block_bytes.wrapping_add(live);
         self.released_bytes = self.released_bytes.wrapping_add(cache.released_bytes.get());
         self.moved_blocks = self.moved_blocks.wrapping_add(cache.realloc_moved.get());
+        self.caches += 1;
+        self.peak_of_cache = cache.peak_bytes.get();
         let sum = &mut self.counters;
         let large = cache
             .large_allocated
@@ -817,7 +829,6 @@ impl Sum {
             (&mut sum.cached_bytes, cached_bytes),
             (&mut sum.live_large_blocks, large),
             (&mut sum.requested_bytes, cache.requested_bytes.get()),
-            (&mut sum.in_use_peak_bytes, cache.peak_bytes.get()),
             (&mut sum.calloc_calls, cache.calloc_calls.get()),
             (&mut sum.aligned_calls, cache.aligned_calls.get()),
             (&mut sum.realloc_calls, cache.realloc_calls.get()),
@@ -870,6 +881,10 @@ impl Sum {
         }
         sum.live_large_blocks = difference(sum.live_large_blocks, 0);
         sum.in_use_bytes = difference(sum.requested_bytes, self.released_bytes);
+        if self.caches == 1 {
+            sum.in_use_peak_bytes = self.peak_of_cache;
+        }
+        sum.in_use_peak_bytes = sum.in_use_peak_bytes.max(sum.in_use_bytes);
         sum.block_overhead_bytes = difference(self.live_block_bytes, sum.in_use_bytes);
         sum.overhead_bytes = sum.block_overhead_bytes.wrapping_add(sum.record_bytes);
         sum.free_bytes = sum

@@ -94,6 +94,8 @@ pub(crate) struct Arena {
     pub(crate) top_end: usize,
     /// From here to the end of the top, no byte was written since the kernel gave it.
     fresh: usize,
+    /// Where the break was before this arena moved it first; 0 if it never did.
+    break_start: usize,
     /// Where the break was when this arena moved it last; 0 if it never did.
     break_end: usize,
     /// Whether the top lies at the break.
@@ -125,6 +127,7 @@ impl Arena {
             top: 0,
             top_end: 0,
             fresh: 0,
+            break_start: 0,
             break_end: 0,
             top_at_break: false,
             break_lost: false,
@@ -136,6 +139,11 @@ impl Arena {
             empty_slabs: [0; SMALL_CLASSES],
             slabs: [0; SMALL_CLASSES],
         }
+    }
+
+    /// From the first address ever obtained at the break to its end. Part of it may be others'.
+    pub(super) fn break_range(&self) -> core::ops::Range<usize> {
+        self.break_start..self.break_end
     }
 
     fn top_size(&self) -> usize {
@@ -197,40 +205,57 @@ impl Arena {
         let own = bin_of(need);
         // SAFETY: chunks in bins are free, and the caller holds the lock.
         unsafe {
-            let mut candidate = self.bins.head(own);
-            for _ in 0..LOOKS {
-                if candidate == 0 {
-                    break;
-                }
-                let chunk = Chunk(candidate);
-                let tag = chunk.tag();
-                if !tag.is_valid(chunk.0, self.secret) || tag.has(IN_USE) {
-                    self.drop_bin(heap, own, chunk);
-                    break;
-                }
-                if tag.size() >= need {
-                    return self.take_free(heap, chunk, tag.size(), need);
-                }
-                candidate = chunk.links().0;
-                if !self.may_be_chunk(candidate) {
-                    self.drop_bin(heap, own, chunk);
-                    break;
-                }
+            // Its own bin also has chunks that are too small.
+            if let Some((chunk, size)) = self.lowest_in(heap, own, need) {
+                return self.take_free(heap, chunk, size, need);
             }
             loop {
                 let bin = self.bins.first_filled(own + 1)?;
-                let chunk = Chunk(self.bins.head(bin));
-                let tag = chunk.tag();
-                if tag.is_valid(chunk.0, self.secret) && !tag.has(IN_USE) && tag.size() >= need {
-                    return self.take_free(heap, chunk, tag.size(), need);
+                if let Some((chunk, size)) = self.lowest_in(heap, bin, need) {
+                    return self.take_free(heap, chunk, size, need);
                 }
-                if tag.is_valid(chunk.0, self.secret) && !tag.has(IN_USE) {
-                    // Only the last bin holds chunks of very different sizes.
+                // An overwritten bin was given up; in the last, of all sizes, none that was looked at fits.
+                if self.bins.head(bin) != 0 {
                     return None;
                 }
-                self.drop_bin(heap, bin, chunk);
             }
         }
+    }
+
+    /// Of the first chunks of a bin that hold `need` bytes the one at the lowest address, so that the top becomes free
+    /// sooner; and its size.
+    unsafe fn lowest_in<K: Kernel>(
+        &mut self,
+        heap: &Heap<K>,
+        bin: usize,
+        need: usize,
+    ) -> Option<(Chunk, usize)> {
+        let mut found: Option<(Chunk, usize)> = None;
+        let mut candidate = self.bins.head(bin);
+        for _ in 0..LOOKS {
+            if candidate == 0 {
+                break;
+            }
+            let chunk = Chunk(candidate);
+            // SAFETY: chunks in bins are free, and the caller holds the lock; links are followed only where they can be
+            // those of chunks.
+            unsafe {
+                let tag = chunk.tag();
+                if !tag.is_valid(chunk.0, self.secret) || tag.has(IN_USE) {
+                    self.drop_bin(heap, bin, chunk);
+                    return None;
+                }
+                if tag.size() >= need && found.is_none_or(|(lowest, _)| chunk < lowest) {
+                    found = Some((chunk, tag.size()));
+                }
+                candidate = chunk.links().0;
+            }
+            if !self.may_be_chunk(candidate) {
+                self.drop_bin(heap, bin, chunk);
+                return None;
+            }
+        }
+        found
     }
 
     /// Makes a free chunk one in use, and gives back what is left over.
@@ -613,6 +638,9 @@ impl Arena {
         }
         if got == 0 {
             return false;
+        }
+        if self.break_start == 0 {
+            self.break_start = now;
         }
         self.break_end = got;
         if contiguous {

@@ -73,6 +73,13 @@ const MEDIUM_BYTES: usize = 256 << 10;
 /// A bin also serves requests that leave this part of a chunk unused.
 const SPARE_PART: usize = 8;
 
+/// Bytes of medium chunks given back to their arenas between two consolidations; glibc consolidates whenever a free
+/// chunk reaches 64 KiB (malloc.c, `FASTBIN_CONSOLIDATION_THRESHOLD`).
+const CONSOLIDATE: usize = 256 << 10;
+
+/// Smaller changes of what a thread has in use are not told.
+const WORTH_TELLING: i64 = 4096;
+
 /// Times that a thread finds its arena's lock taken before it moves to another arena.
 const PATIENCE: u32 = 8;
 
@@ -100,6 +107,10 @@ pub struct Cache {
     pub(crate) arena: *mut Arena,
     /// The next cache without a thread.
     pub(crate) next_idle: *mut Cache,
+    /// Bytes of medium chunks given back since the last consolidation.
+    given_back: usize,
+    /// Bytes in use that were told last.
+    told: i64,
     impatience: u32,
     capacity: [u16; SMALL_CLASSES],
     slots: [usize; SLOTS],
@@ -192,6 +203,20 @@ impl Cache {
     #[inline(always)]
     pub(crate) fn count_released(&mut self, size: usize) {
         self.counters.released_bytes.add(size as u64);
+    }
+
+    /// By how much the bytes in use changed since this was asked last; `None` if it is not worth telling.
+    pub(crate) fn untold(&mut self) -> Option<i64> {
+        let requested = self.counters.requested_bytes.get();
+        let live = requested
+            .wrapping_sub(self.counters.released_bytes.get())
+            .cast_signed();
+        let change = live - self.told;
+        if change.abs() < WORTH_TELLING {
+            return None;
+        }
+        self.told = live;
+        Some(change)
     }
 
     fn take_medium(&mut self, need: usize) -> Option<Medium> {
@@ -389,6 +414,12 @@ impl<K: Kernel> Heap<K> {
             }
             cache.capacity[class] = FIRST_CAPACITY;
         }
+        // SAFETY: the caller's promise.
+        unsafe { self.empty_medium(cache) };
+    }
+
+    /// Gives the medium chunks of a cache back.
+    unsafe fn empty_medium(&self, cache: &mut Cache) {
         for bin in 0..MEDIUM_BINS {
             while cache.medium[bin].count > 0 {
                 cache.medium[bin].count -= 1;
@@ -450,7 +481,30 @@ impl<K: Kernel> Heap<K> {
             return;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.free_chunk(chunk) };
+        unsafe {
+            self.free_chunk(chunk);
+            // What waits in caches may be all that keeps much free memory from the top.
+            cache.given_back += size;
+            if cache.given_back >= CONSOLIDATE {
+                cache.given_back = 0;
+                self.consolidate(cache);
+            }
+        }
+    }
+
+    /// Gives the medium chunks of a cache back, and empty slabs of its arena.
+    #[cold]
+    unsafe fn consolidate(&self, cache: &mut Cache) {
+        if self.policy() == Policy::Never {
+            return;
+        }
+        // SAFETY: the caller owns the cache.
+        unsafe {
+            self.empty_medium(cache);
+            let arena = self.lock_arena(cache);
+            (*arena).release_empty_slabs(self);
+            (*arena).lock.give(&self.kernel);
+        }
     }
 
     /// Gives a chunk back to its arena.

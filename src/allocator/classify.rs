@@ -11,12 +11,15 @@ use super::chunk::FRONT;
 use super::chunk::IN_USE;
 use super::chunk::SLAB;
 use super::chunk::Tag;
+use super::header::GUARDED;
 use super::header::HEADER_BYTES;
 use super::header::Header;
+use super::header::LARGE;
 use super::header::MEDIUM;
 use super::header::State;
 use super::header::canary_is_right;
 use super::kernel::Kernel;
+use super::large::LargeRecord;
 use super::size_class::small_bytes;
 use super::slab::Slab;
 use crate::stats_page::FoundBy;
@@ -43,9 +46,24 @@ impl<K: Kernel> Heap<K> {
     pub(super) unsafe fn report_bad_pointer(&self, block: usize, header: Header, by: FoundBy) {
         let secret = self.secret();
         if header.state(block, secret) == State::Free {
-            let kind = usize::from(header.kind());
-            let size = (kind < SMALL_CLASSES).then(|| header.small_size());
+            // SAFETY: there was a block.
+            let size = unsafe { self.size_of_freed(block, header) };
             self.found(HeapErrorKind::DoubleFree, by, block, size, 0);
+            return;
+        }
+        if let Some(size) = self.large_freed.size_of(block) {
+            self.found(HeapErrorKind::DoubleFree, by, block, Some(size), 0);
+            return;
+        }
+        // SAFETY: the header's words are those of a block but for one byte.
+        if let Some(size) = unsafe { self.size_of_mended(block, header) } {
+            self.found(
+                HeapErrorKind::WriteBeforeStart,
+                by,
+                block,
+                Some(size),
+                block - 1,
+            );
             return;
         }
         if !block.is_multiple_of(16) {
@@ -106,6 +124,50 @@ impl<K: Kernel> Heap<K> {
                     }
                 }
             }
+        }
+    }
+
+    /// Reports a pointer given to free or realloc before which nothing can be read.
+    #[cold]
+    pub(super) fn report_unreadable(&self, block: usize, by: FoundBy) {
+        match self.large_freed.size_of(block) {
+            Some(size) => self.found(HeapErrorKind::DoubleFree, by, block, Some(size), 0),
+            None => self.found(HeapErrorKind::ForeignPointer, by, block, None, 0),
+        }
+    }
+
+    /// Bytes that were asked for in a block that is free, if that can still be told.
+    unsafe fn size_of_freed(&self, block: usize, header: Header) -> Option<usize> {
+        match header.kind() {
+            kind if usize::from(kind) < SMALL_CLASSES => Some(header.small_size()),
+            GUARDED => Some(header.data() as usize),
+            MEDIUM => {
+                let chunk = Chunk::of_block(block);
+                // SAFETY: the word before the header of a medium block was its tag.
+                let tag = unsafe { chunk.tag() };
+                // Once it is joined with others, its size is gone.
+                (tag.is_valid(chunk.0, self.secret()) && tag.has(IN_USE))
+                    .then(|| {
+                        tag.size()
+                            .checked_sub(FRONT + (header.data() as usize & 0xffff))
+                    })
+                    .flatten()
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes asked for in a large or guarded block of whose header only the last byte was overwritten.
+    unsafe fn size_of_mended(&self, block: usize, header: Header) -> Option<usize> {
+        let mended = header.mended();
+        if !mended.is_live(block, self.secret()) {
+            return None;
+        }
+        match mended.kind() {
+            // SAFETY: the record lies before the header, in the same page.
+            LARGE => unsafe { LargeRecord::of(block, self.secret()) }.map(|record| record.size),
+            GUARDED => Some(mended.data() as usize),
+            _ => None,
         }
     }
 

@@ -73,6 +73,10 @@ impl Quarantine {
         self.bytes += size;
     }
 
+    fn is_full(&self) -> bool {
+        self.count == QUARANTINE_BLOCKS || (self.bytes > QUARANTINE_BYTES && self.count > 0)
+    }
+
     fn oldest(&self) -> usize {
         self.blocks[self.first]
     }
@@ -118,7 +122,11 @@ impl<K: Kernel> Heap<K> {
         let room = size.checked_add(FRONT + BEHIND + alignment)?;
         // SAFETY: the caller's promise; everything written lies in the inner block.
         unsafe {
-            let inner = self.raw(cache, room, false)?;
+            let mut inner = self.raw(cache, room, false);
+            while inner.is_none() && self.leave_oldest(cache) {
+                inner = self.raw(cache, room, false);
+            }
+            let inner = inner?;
             let block = round_up(inner + FRONT, alignment);
             bytes(inner, block - FRONT - inner).fill(ZONE);
             *front(block) = Front {
@@ -144,13 +152,13 @@ impl<K: Kernel> Heap<K> {
     /// # Safety
     ///
     /// As for [`Heap::request_guarded`]; the block's header says that it is live and guarded.
-    pub(super) unsafe fn free_guarded(&self, cache: &mut Cache, block: usize) {
+    pub(super) unsafe fn free_guarded(&self, cache: &mut Cache, block: usize, by: FoundBy) {
         // SAFETY: the caller's promise; the front is believed only if it agrees with the header and the inner block.
         unsafe {
             let Some((inner, given, size)) = self.inner_of(block) else {
                 self.found(
                     HeapErrorKind::WriteBeforeStart,
-                    FoundBy::Free,
+                    by,
                     block,
                     None,
                     block - FRONT,
@@ -161,20 +169,14 @@ impl<K: Kernel> Heap<K> {
             if let Some(changed) = first_other(inner, block - FRONT + 8 - inner, ZONE) {
                 self.found(
                     HeapErrorKind::WriteBeforeStart,
-                    FoundBy::Free,
+                    by,
                     block,
                     Some(size),
                     changed,
                 );
             }
             if let Some(changed) = first_other(block + size, end - block - size, ZONE) {
-                self.found(
-                    HeapErrorKind::WritePastEnd,
-                    FoundBy::Free,
-                    block,
-                    Some(size),
-                    changed,
-                );
+                self.found(HeapErrorKind::WritePastEnd, by, block, Some(size), changed);
             }
             Header::other(block, self.secret(), GUARDED, size as u32)
                 .freed()
@@ -185,12 +187,24 @@ impl<K: Kernel> Heap<K> {
             cache.counters.medium_cached_bytes.add(given.taken_bytes());
             let quarantine = &mut *self.quarantine.get();
             quarantine.push(block, size);
-            while quarantine.count == QUARANTINE_BLOCKS || quarantine.bytes > QUARANTINE_BYTES {
-                let oldest = quarantine.oldest();
-                let size = front(oldest).size;
-                quarantine.drop_oldest(size.min(quarantine.bytes));
-                self.leave_quarantine(cache, oldest);
+            while (*self.quarantine.get()).is_full() {
+                self.leave_oldest(cache);
             }
+        }
+    }
+
+    /// Frees the oldest block in quarantine for good; `false` if there is none.
+    unsafe fn leave_oldest(&self, cache: &mut Cache) -> bool {
+        // SAFETY: the caller holds the shared lock.
+        unsafe {
+            let quarantine = &mut *self.quarantine.get();
+            if quarantine.count == 0 {
+                return false;
+            }
+            let oldest = quarantine.oldest();
+            quarantine.drop_oldest(front(oldest).size.min(quarantine.bytes));
+            self.leave_quarantine(cache, oldest);
+            true
         }
     }
 
@@ -204,7 +218,7 @@ impl<K: Kernel> Heap<K> {
             return None;
         }
         // SAFETY: there is a live block.
-        let given = unsafe { self.look_at(inner, FoundBy::Quarantine) };
+        let given = unsafe { self.look_at(inner, None) };
         let fits = inner
             .checked_add(given.size())
             .zip(block.checked_add(size))

@@ -130,6 +130,12 @@ impl Header {
         }
     }
 
+    /// The same with the upper guard as it should be: what is left of a live block's header of which the byte next to the
+    /// block was overwritten.
+    pub(crate) fn mended(self) -> Self {
+        Self(self.0 & !(0xff << 56) | HIGH_LIVE)
+    }
+
     /// The class of a small block, or the kind of another.
     #[inline(always)]
     pub(crate) fn kind(self) -> u8 {

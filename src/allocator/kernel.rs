@@ -35,6 +35,9 @@ pub unsafe trait Kernel {
     /// Tells whoever traces the program something that is no memory call.
     fn announce(&self, page: usize, cause: Cause, value: u64);
 
+    /// Whether the 8 bytes at an address can be read.
+    fn is_readable(&self, address: usize) -> bool;
+
     /// The calling thread's number.
     fn thread_id(&self) -> u32;
 

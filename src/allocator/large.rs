@@ -5,6 +5,8 @@
 //! ```
 
 use core::mem::size_of;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::Heap;
 use super::header::HEADER_BYTES;
@@ -18,6 +20,42 @@ use crate::stats_page::Cause;
 
 /// Bytes from the start of a mapping to a block without special alignment.
 const FRONT: usize = 64;
+
+/// Large blocks without special alignment are at this distance behind a multiple of that: they begin at pages.
+pub(crate) const PLACE: usize = FRONT;
+pub(crate) const PLACE_UNIT: usize = 4096;
+
+/// The latest large blocks that were freed: their headers are gone, and freeing one again must be told from freeing what
+/// never was a block.
+#[derive(Debug)]
+pub(crate) struct LargeFreed {
+    next: AtomicUsize,
+    blocks: [(AtomicUsize, AtomicUsize); 64],
+}
+
+impl LargeFreed {
+    pub(crate) const fn new() -> Self {
+        Self {
+            next: AtomicUsize::new(0),
+            blocks: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 64],
+        }
+    }
+
+    /// Notes a block and its size.
+    pub(crate) fn note(&self, block: usize, size: usize) {
+        let index = self.next.fetch_add(1, Relaxed) % self.blocks.len();
+        self.blocks[index].0.store(block, Relaxed);
+        self.blocks[index].1.store(size, Relaxed);
+    }
+
+    /// Size of a block that was freed a while ago.
+    pub(crate) fn size_of(&self, block: usize) -> Option<usize> {
+        self.blocks
+            .iter()
+            .find(|(address, _)| address.load(Relaxed) == block)
+            .map(|(_, size)| size.load(Relaxed))
+    }
+}
 
 /// What is known of a large block.
 #[derive(Clone, Copy, Debug)]

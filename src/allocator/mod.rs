@@ -56,6 +56,7 @@ use header::LARGE;
 use header::MEDIUM;
 use header::canary_is_right;
 use kernel::Kernel;
+use large::LargeFreed;
 use large::LargeRecord;
 use lock::Lock;
 use size_class::LARGEST_SMALL;
@@ -157,6 +158,7 @@ pub struct Heap<K> {
     /// The cache of threads that have none: ended ones, and all with guarded blocks.
     shared: UnsafeCell<*mut Cache>,
     quarantine: UnsafeCell<Quarantine>,
+    large_freed: LargeFreed,
     arenas: [AtomicPtr<Arena>; MOST_ARENAS],
     main: UnsafeCell<Arena>,
 }
@@ -206,6 +208,7 @@ impl<K: Kernel> Heap<K> {
             idle_count: UnsafeCell::new(0),
             shared: UnsafeCell::new(ptr::null_mut()),
             quarantine: UnsafeCell::new(Quarantine::new()),
+            large_freed: LargeFreed::new(),
             arenas: [const { AtomicPtr::new(ptr::null_mut()) }; MOST_ARENAS],
             main: UnsafeCell::new(Arena::new()),
         }
@@ -563,8 +566,9 @@ impl<K: Kernel> Heap<K> {
         if block.is_null() {
             return;
         }
-        if !cache.is_null() {
-            let address = block.expose_provenance();
+        let address = block.expose_provenance();
+        // What may be a large block is looked at more closely: if it was freed before, its header is gone.
+        if !cache.is_null() && address % large::PLACE_UNIT != large::PLACE {
             // SAFETY: the caller's promise.
             unsafe {
                 let secret = (*cache).secret;
@@ -597,11 +601,14 @@ impl<K: Kernel> Heap<K> {
         // SAFETY: the caller's promise.
         unsafe {
             self.with_cache(cache, |cache, guarded| {
-                match self.look_at(block, FoundBy::Free) {
+                if !self.can_be_read(block, guarded) {
+                    self.report_unreadable(block, FoundBy::Free);
+                    return;
+                }
+                match self.look_at(block, Some(FoundBy::Free)) {
                     Given::Nothing => {}
-                    Given::Guarded => self.free_guarded(cache, block),
+                    Given::Guarded => self.free_guarded(cache, block, FoundBy::Free),
                     given => {
-                        let _ = guarded;
                         cache.count_released(given.size());
                         self.count_freed(cache, &given);
                         self.raw_free(cache, block, &given);
@@ -611,22 +618,32 @@ impl<K: Kernel> Heap<K> {
         }
     }
 
-    /// What a pointer given to free or realloc is. Reports what is wrong with it.
-    unsafe fn look_at(&self, block: usize, by: FoundBy) -> Given {
+    /// Whether the header of what may be a large block is there; with guarded blocks, of any.
+    fn can_be_read(&self, block: usize, guarded: bool) -> bool {
+        let doubtful = guarded || block % large::PLACE_UNIT == large::PLACE;
+        // SAFETY: words that are read at any time; a stale value only costs the question.
+        let at_break = unsafe { (*self.main.get()).break_range() };
+        !doubtful || at_break.contains(&block) || (block > 8 && self.kernel.is_readable(block - 8))
+    }
+
+    /// What a pointer given to free or realloc is. Reports what is wrong with it, unless nobody is named who found it.
+    unsafe fn look_at(&self, block: usize, by: Option<FoundBy>) -> Given {
         let secret = self.secret();
         // SAFETY: the caller's promise: the word before the block can be read; further words only once it is known to
         // be a header.
         unsafe {
             let header = Header::read(block);
             if !header.is_live(block, secret) {
-                self.report_bad_pointer(block, header, by);
+                if let Some(by) = by {
+                    self.report_bad_pointer(block, header, by);
+                }
                 return Given::Nothing;
             }
             match header.kind() {
                 kind if usize::from(kind) < SMALL_CLASSES => {
                     let size = header.small_size();
                     if !canary_is_right(block + size) {
-                        self.found(
+                        self.found_by(
                             HeapErrorKind::WritePastEnd,
                             by,
                             block,
@@ -645,12 +662,12 @@ impl<K: Kernel> Heap<K> {
                     let tag = chunk.tag();
                     let slack = header.data() as usize & 0xffff;
                     if !tag.is_valid(chunk.0, secret) || tag.size() < chunk::FRONT + slack {
-                        self.found(HeapErrorKind::WriteBeforeStart, by, block, None, chunk.0);
+                        self.found_by(HeapErrorKind::WriteBeforeStart, by, block, None, chunk.0);
                         return Given::Nothing;
                     }
                     let size = tag.size() - chunk::FRONT - slack;
                     if !canary_is_right(block + size) {
-                        self.found(
+                        self.found_by(
                             HeapErrorKind::WritePastEnd,
                             by,
                             block,
@@ -669,7 +686,7 @@ impl<K: Kernel> Heap<K> {
                     Some(record) => {
                         if !canary_is_right(block + record.size) {
                             let changed = block + record.size;
-                            self.found(
+                            self.found_by(
                                 HeapErrorKind::WritePastEnd,
                                 by,
                                 block,
@@ -680,13 +697,13 @@ impl<K: Kernel> Heap<K> {
                         Given::Large(record)
                     }
                     None => {
-                        self.found(HeapErrorKind::WriteBeforeStart, by, block, None, 0);
+                        self.found_by(HeapErrorKind::WriteBeforeStart, by, block, None, 0);
                         Given::Nothing
                     }
                 },
                 header::GUARDED => Given::Guarded,
                 _ => {
-                    self.found(HeapErrorKind::RecordsChanged, by, block, None, block - 8);
+                    self.found_by(HeapErrorKind::RecordsChanged, by, block, None, block - 8);
                     Given::Nothing
                 }
             }
@@ -733,6 +750,7 @@ impl<K: Kernel> Heap<K> {
                 }
                 Given::Large(record) => {
                     self.raise_thresholds(record.length);
+                    self.large_freed.note(block, record.size);
                     self.unmap_large(record);
                 }
                 Given::Guarded | Given::Nothing => {}
@@ -774,7 +792,11 @@ impl<K: Kernel> Heap<K> {
                     cache.counters.failed_requests.add(1);
                     return None;
                 }
-                let given = self.look_at(address, FoundBy::Realloc);
+                if !self.can_be_read(address, guarded) {
+                    self.report_unreadable(address, FoundBy::Realloc);
+                    return None;
+                }
+                let given = self.look_at(address, Some(FoundBy::Realloc));
                 if matches!(given, Given::Nothing) {
                     return None;
                 }
@@ -808,7 +830,7 @@ impl<K: Kernel> Heap<K> {
                 );
                 cache.counters.realloc_moved.add(1);
                 if matches!(given, Given::Guarded) {
-                    self.free_guarded(cache, address);
+                    self.free_guarded(cache, address, FoundBy::Realloc);
                 } else {
                     cache.count_released(old);
                     self.count_freed(cache, &given);
@@ -933,7 +955,7 @@ impl<K: Kernel> Heap<K> {
         let address = block.expose_provenance();
         // SAFETY: the caller's promise.
         let size = unsafe {
-            match self.look_at(address, FoundBy::UsableSize) {
+            match self.look_at(address, Some(FoundBy::UsableSize)) {
                 Given::Guarded => self.guarded_size(address),
                 given => given.size(),
             }
@@ -1047,7 +1069,10 @@ impl<K: Kernel> Heap<K> {
     ) -> T {
         let result = if !cache.is_null() {
             // SAFETY: the calling thread owns it.
-            action(unsafe { &mut *cache }, false)
+            let cache = unsafe { &mut *cache };
+            let result = action(cache, false);
+            self.hear(cache);
+            result
         } else if !self.has_begun() {
             T::default()
         } else {
@@ -1061,7 +1086,9 @@ impl<K: Kernel> Heap<K> {
                 let result = if shared.is_null() {
                     T::default()
                 } else {
-                    action(&mut *shared, self.page().settings.guard.get() != 0)
+                    let result = action(&mut *shared, self.page().settings.guard.get() != 0);
+                    self.hear(&mut *shared);
+                    result
                 };
                 self.shared_lock.give(&self.kernel);
                 result
@@ -1069,6 +1096,18 @@ impl<K: Kernel> Heap<K> {
         };
         self.settle();
         result
+    }
+
+    /// Notes what a thread has in use, for the peak of all.
+    fn hear(&self, cache: &mut Cache) {
+        let Some(change) = cache.untold() else {
+            return;
+        };
+        let kernel = &self.page().kernel;
+        let now = kernel.told_bytes.add_shared(change.cast_unsigned());
+        if change > 0 && now.cast_signed() > 0 {
+            kernel.told_peak_bytes.raise_shared(now);
+        }
     }
 
     unsafe fn with_counters(&self, cache: *mut Cache, action: impl FnOnce(&mut Cache)) {
@@ -1188,6 +1227,20 @@ impl<K: Kernel> Heap<K> {
     }
 
     // ---- errors ------------------------------------------------------------------------------------------------
+
+    /// As [`Heap::found`], if somebody is named.
+    fn found_by(
+        &self,
+        kind: HeapErrorKind,
+        by: Option<FoundBy>,
+        block: usize,
+        size: Option<usize>,
+        changed: usize,
+    ) {
+        if let Some(by) = by {
+            self.found(kind, by, block, size, changed);
+        }
+    }
 
     /// Records a heap error and tells the tracer. `changed` is the first changed byte, or 0.
     #[cold]

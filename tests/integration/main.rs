@@ -6,6 +6,10 @@
 )]
 
 mod against_strace;
+mod allocator_conformance;
+mod allocator_errors;
+mod allocator_programs;
+mod allocator_stress;
 mod attach;
 mod demo;
 mod errors;
@@ -13,6 +17,7 @@ mod foreign_abi;
 mod kernel_view;
 mod layers;
 mod lifecycle;
+mod preloaded;
 mod processes;
 mod recording;
 mod schema;
