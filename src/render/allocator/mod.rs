@@ -9,6 +9,7 @@ pub(super) mod tests;
 pub(super) use checks::checks;
 pub(super) use heap_errors::heap_errors;
 
+use crate::event::AbsenceReason;
 use crate::event::AllocatorCause;
 use crate::event::AllocatorFigures;
 use crate::event::HeapWalk;
@@ -78,7 +79,7 @@ pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
 
 /// How many of several programs ran without the allocator, and why, besides the one that the report is about.
 pub(super) fn absences(report: &Report) -> Option<String> {
-    let mut reasons: Vec<(&str, u64)> = Vec::new();
+    let mut reasons: Vec<(AbsenceReason, u64)> = Vec::new();
     let others = report
         .address_spaces
         .iter()
@@ -88,23 +89,39 @@ pub(super) fn absences(report: &Report) -> Option<String> {
         let Some(absence) = absence else { continue };
         match reasons
             .iter_mut()
-            .find(|(known, _)| *known == absence.message)
+            .find(|(known, _)| *known == absence.reason)
         {
             Some((_, count)) => *count += 1,
-            None => reasons.push((&absence.message, 1)),
+            None => reasons.push((absence.reason, 1)),
         }
     }
-    let (first, _) = reasons.first()?;
-    let total = reasons.iter().map(|(_, count)| count).sum();
-    let more = if reasons.len() > 1 {
-        "; some for other reasons"
-    } else {
-        ""
-    };
-    Some(format!(
-        "{} without the bundled allocator: {first}{more}",
-        words::count(total, "program ran", "programs ran"),
-    ))
+    let total: u64 = reasons.iter().map(|(_, count)| count).sum();
+    let words: Vec<String> = reasons
+        .iter()
+        .map(|&(reason, count)| format!("{count} {}", in_brief(reason)))
+        .collect();
+    (total > 0).then(|| {
+        format!(
+            "{} without the bundled allocator: {}",
+            words::count(total, "program ran", "programs ran"),
+            words.join(", ")
+        )
+    })
+}
+
+fn in_brief(reason: AbsenceReason) -> &'static str {
+    match reason {
+        AbsenceReason::StaticProgram => "linked statically",
+        AbsenceReason::OtherLibc => "on another C library",
+        AbsenceReason::OtherArchitecture => "for another architecture",
+        AbsenceReason::SecureExecution => "with rights of its own",
+        AbsenceReason::EnvironmentCleared => "started without LD_PRELOAD",
+        AbsenceReason::OwnAllocator => "with its own malloc",
+        AbsenceReason::NotBegun => "ended before it began",
+        AbsenceReason::OtherVersion => "with that of another version",
+        AbsenceReason::Unreadable => "with figures that cannot be read",
+        AbsenceReason::Unknown => "for unknown reasons",
+    }
 }
 
 /// What is obtained and where it is, as a sum.
@@ -296,9 +313,11 @@ fn rounded(ratio: f64) -> u64 {
     ratio.round() as u64
 }
 
-/// `1.6 times`, `12 times`.
+/// `1.06 times`, `2.6 times`, `12 times`.
 fn times(ratio: f64) -> String {
-    if ratio < 9.95 {
+    if ratio < 1.995 {
+        format!("{ratio:.2} times")
+    } else if ratio < 9.95 {
         format!("{ratio:.1} times")
     } else {
         format!("{} times", Exact(rounded(ratio)))

@@ -323,7 +323,7 @@ fn the_founding_claims_are_answered_in_numbers() {
     );
     assert_says(
         &report,
-        "It holds more than you ask: 65.8 MiB for 39.5 MiB in use, 1.7 times as much",
+        "It holds more than you ask: 65.8 MiB for 39.5 MiB in use, 1.67 times as much",
     );
     assert_says(
         &report,
@@ -459,7 +459,7 @@ fn programs_that_ran_without_it_are_counted_with_the_reason() {
     }
     assert_says(
         &report,
-        "2 programs ran without the bundled allocator: the program is linked statically",
+        "2 programs ran without the bundled allocator: 2 linked statically",
     );
 }
 
@@ -593,6 +593,19 @@ fn with_large_blocks_all_that_is_held_is_drawn_beside_the_break() {
     let page = text(&bundled_large_blocks(), 80);
     assert!(page.contains(" obtained │"), "{page}");
     assert!(page.contains("    break │"), "{page}");
+}
+
+#[test]
+fn where_little_is_held_beside_the_heap_one_picture_is_enough() {
+    let mut report = bundled();
+    for point in &mut main(&mut report).timeline.points {
+        point.allocator_in_use_bytes = Some(point.break_bytes + 64 * KIB);
+        point.allocator_in_use_max_bytes = point.allocator_in_use_bytes;
+        point.allocator_obtained_bytes = Some(point.break_bytes + MIB);
+    }
+    let page = text(&report, 80);
+    assert!(page.contains(" obtained │"), "{page}");
+    assert!(!page.contains("    break │"), "{page}");
 }
 
 #[test]
