@@ -61,7 +61,7 @@ pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
     let has_figures = last(space).is_some();
     let text = match &allocator.absence {
         Some(absence) if has_figures => absence.message.clone(),
-        Some(absence) => format!("no figures of its own: {}", absence.message),
+        Some(absence) => format!("no figures; {}", absence.message),
         None if has_figures => return None,
         None if allocator.name != "bundled" => {
             format!(

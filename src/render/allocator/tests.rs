@@ -440,7 +440,7 @@ fn absence_says_why_and_shows_no_figures() {
     let report = absent();
     assert_says(
         &report,
-        "allocator no figures of its own: the program is linked statically, so no library can be preloaded",
+        "allocator no figures; the program is linked statically, so no library can be preloaded",
     );
     assert!(!flat(&report).contains("obtained"));
     assert!(!flat(&report).contains("malloc's own count"));
@@ -532,7 +532,7 @@ fn an_allocator_that_is_loaded_and_not_used_shows_why_and_no_figures() {
     });
     assert_says(
         &report,
-        "allocator no figures of its own: the program brings its own malloc",
+        "allocator no figures; the program brings its own malloc",
     );
     assert!(!flat(&report).contains("obtained"));
 }
