@@ -582,6 +582,20 @@ fn blocks_never_freed_are_counted_by_the_sizes_that_weigh_most() {
 }
 
 #[test]
+fn without_a_walk_the_classes_tell_what_was_not_freed() {
+    let mut report = bundled();
+    change(&mut report, |allocator| allocator.walk = None);
+    assert_says(
+        &report,
+        "not freed 412,345 blocks with 39.5 MiB at exit; of the small ones 300,000 up to 24 B",
+    );
+    change(&mut report, |allocator| {
+        allocator.last.as_mut().unwrap().moment = ReadingMoment::Call;
+    });
+    assert!(!flat(&report).contains("not freed"));
+}
+
+#[test]
 fn what_is_in_use_is_drawn_into_the_break() {
     let page = text(&bundled(), 80);
     assert!(page.contains('▒'), "{page}");
