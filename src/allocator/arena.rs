@@ -186,9 +186,11 @@ impl Arena {
         if self.top_size() < need + UNIT {
             // Rather what waits empty than more from the kernel.
             // SAFETY: as above.
-            if unsafe { self.release_empty_slabs(heap) }
-                && let Some(taken) = unsafe { self.take_from_bins(heap, need) }
-            {
+            let again = unsafe {
+                self.release_empty_slabs(heap)
+                    .then(|| self.take_from_bins(heap, need))
+            };
+            if let Some(Some(taken)) = again {
                 return Some(taken);
             }
             if self.top_size() < need + UNIT {
@@ -478,7 +480,7 @@ impl Arena {
             self.insert(start, size);
             start.change_flags(flags, 0);
             if heap.policy() == Policy::Eager {
-                self.give_back_pages(heap, start, size, chunk, Cause::Eager);
+                self.give_back_pages(heap, (start, size), (chunk, tag.size()), Cause::Eager);
             }
             if start.after(size).tag().has(END) {
                 self.release_segment(heap, start, size);
@@ -490,14 +492,13 @@ impl Arena {
     fn give_back_pages<K: Kernel>(
         &self,
         heap: &Heap<K>,
-        chunk: Chunk,
-        size: usize,
-        freed: Chunk,
+        (chunk, size): (Chunk, usize),
+        (freed, freed_size): (Chunk, usize),
         cause: Cause,
     ) {
         let page = heap.kernel.page_size();
         let first = round_up(chunk.0 + SMALLEST, page).max(round_down(freed.0, page));
-        let end = round_down(chunk.0 + size - 8, page);
+        let end = round_down(chunk.0 + size - 8, page).min(round_up(freed.0 + freed_size, page));
         if first < end {
             heap.give_back(first, end - first, cause);
         }
@@ -603,7 +604,8 @@ impl Arena {
                 if !tag.is_valid(chunk.0, self.secret) {
                     break;
                 }
-                self.give_back_pages(heap, chunk, tag.size(), chunk, Cause::MallocTrim);
+                let whole = (chunk, tag.size());
+                self.give_back_pages(heap, whole, whole, Cause::MallocTrim);
                 candidate = next;
             }
             bin = filled + 1;

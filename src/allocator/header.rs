@@ -175,12 +175,6 @@ impl Header {
         })
     }
 
-    /// The value of a header that was copied.
-    #[cfg(not(preload))]
-    pub(crate) fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
     /// Writes the header of the block at this address.
     ///
     /// # Safety
