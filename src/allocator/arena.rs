@@ -94,6 +94,9 @@ pub(crate) struct Arena {
     pub(crate) top_end: usize,
     /// From here to the end of the top, no byte was written since the kernel gave it.
     fresh: usize,
+    /// All segments lie between these.
+    pub(crate) lowest: usize,
+    highest: usize,
     /// Where the break was before this arena moved it first; 0 if it never did.
     break_start: usize,
     /// Where the break was when this arena moved it last; 0 if it never did.
@@ -127,6 +130,8 @@ impl Arena {
             top: 0,
             top_end: 0,
             fresh: 0,
+            lowest: usize::MAX,
+            highest: 0,
             break_start: 0,
             break_end: 0,
             top_at_break: false,
@@ -155,6 +160,8 @@ impl Arena {
         debug_assert!(end - top >= UNIT);
         self.top = top;
         self.top_end = end;
+        self.lowest = self.lowest.min(top);
+        self.highest = self.highest.max(end);
         self.counters.top_bytes.set((end - top) as u64);
         // SAFETY: the top has at least 16 bytes, and the caller holds the lock.
         unsafe { Chunk(top).write_tag(end - top, IN_USE, self.secret) };
@@ -179,9 +186,11 @@ impl Arena {
         if self.top_size() < need + UNIT {
             // Rather what waits empty than more from the kernel.
             // SAFETY: as above.
-            if unsafe { self.release_empty_slabs(heap) }
-                && let Some(taken) = unsafe { self.take_from_bins(heap, need) }
-            {
+            let again = unsafe {
+                self.release_empty_slabs(heap)
+                    .then(|| self.take_from_bins(heap, need))
+            };
+            if let Some(Some(taken)) = again {
                 return Some(taken);
             }
             if self.top_size() < need + UNIT {
@@ -348,9 +357,11 @@ impl Arena {
         true
     }
 
-    /// Whether an address read from memory that the program may have overwritten can be a chunk's.
+    /// Whether an address read from memory that the program may have overwritten can be a chunk's. Other memory may lie
+    /// between segments; but what a program writes over a link hardly ever looks like an address so near.
     fn may_be_chunk(&self, address: usize) -> bool {
-        address == 0 || (address.is_multiple_of(UNIT) && self.owns(address))
+        address == 0
+            || (address.is_multiple_of(UNIT) && (self.lowest..self.highest).contains(&address))
     }
 
     /// Whether an address lies in one of the segments.
@@ -469,7 +480,7 @@ impl Arena {
             self.insert(start, size);
             start.change_flags(flags, 0);
             if heap.policy() == Policy::Eager {
-                self.give_back_pages(heap, start, size, chunk, Cause::Eager);
+                self.give_back_pages(heap, (start, size), (chunk, tag.size()), Cause::Eager);
             }
             if start.after(size).tag().has(END) {
                 self.release_segment(heap, start, size);
@@ -481,14 +492,13 @@ impl Arena {
     fn give_back_pages<K: Kernel>(
         &self,
         heap: &Heap<K>,
-        chunk: Chunk,
-        size: usize,
-        freed: Chunk,
+        (chunk, size): (Chunk, usize),
+        (freed, freed_size): (Chunk, usize),
         cause: Cause,
     ) {
         let page = heap.kernel.page_size();
         let first = round_up(chunk.0 + SMALLEST, page).max(round_down(freed.0, page));
-        let end = round_down(chunk.0 + size - 8, page);
+        let end = round_down(chunk.0 + size - 8, page).min(round_up(freed.0 + freed_size, page));
         if first < end {
             heap.give_back(first, end - first, cause);
         }
@@ -594,7 +604,8 @@ impl Arena {
                 if !tag.is_valid(chunk.0, self.secret) {
                     break;
                 }
-                self.give_back_pages(heap, chunk, tag.size(), chunk, Cause::MallocTrim);
+                let whole = (chunk, tag.size());
+                self.give_back_pages(heap, whole, whole, Cause::MallocTrim);
                 candidate = next;
             }
             bin = filled + 1;

@@ -81,7 +81,7 @@ const CONSOLIDATE: usize = 256 << 10;
 const WORTH_TELLING: i64 = 4096;
 
 /// Times that a thread finds its arena's lock taken before it moves to another arena.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -438,18 +438,18 @@ impl<K: Kernel> Heap<K> {
     /// The calling thread owns the cache.
     pub(super) unsafe fn take_medium(&self, cache: &mut Cache, size: usize) -> Option<MediumTaken> {
         let need = medium_chunk_bytes(size);
-        if need <= LARGEST_CACHED && need >= 1024 {
-            if let Some(medium) = cache.take_medium(need) {
-                let chunk = Chunk(medium.chunk);
-                // SAFETY: the header of a block in the cache was written when it was freed.
-                let header = unsafe { Header::read(chunk.block()) };
-                return Some(MediumTaken {
-                    chunk,
-                    size: medium.size,
-                    arena: header.data() >> 16,
-                    zeroed: false,
-                });
-            }
+        if (1024..=LARGEST_CACHED).contains(&need)
+            && let Some(medium) = cache.take_medium(need)
+        {
+            let chunk = Chunk(medium.chunk);
+            // SAFETY: the header of a block in the cache was written when it was freed.
+            let header = unsafe { Header::read(chunk.block()) };
+            return Some(MediumTaken {
+                chunk,
+                size: medium.size,
+                arena: header.data() >> 16,
+                zeroed: false,
+            });
         }
         cache.counters.misses.add(1);
         let arena = self.lock_arena(cache);
@@ -538,7 +538,7 @@ impl<K: Kernel> Heap<K> {
     /// The chunk is the caller's and holds `size` bytes.
     pub(super) unsafe fn write_medium(&self, taken: MediumTaken, size: usize) {
         let slack = taken.size - FRONT - size;
-        debug_assert!(slack >= 1 && slack < 1 << 16);
+        debug_assert!((1..1 << 16).contains(&slack));
         let header = Header::other(
             taken.chunk.block(),
             self.secret(),

@@ -63,7 +63,7 @@ fn check(address: usize, secret: u64) -> u64 {
 }
 
 impl Header {
-    /// Header of a live small block.
+    /// Header of a live small block, `distance` units of 16 bytes behind its slab.
     #[inline(always)]
     pub(crate) fn small(
         block: usize,
@@ -187,12 +187,6 @@ impl Header {
         })
     }
 
-    /// The value of a header that was copied.
-    #[cfg(not(preload))]
-    pub(crate) fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
     /// Writes the header of the block at this address.
     ///
     /// # Safety
@@ -249,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_header_is_right_at_its_address_only() {
-        let header = Header::small(0x5000, 77, 3, 60, 64);
+        let header = Header::small(0x5000, 77, 3, 60, 4);
         assert_eq!(header.state(0x5000, 77), State::Live);
         assert_eq!(header.freed().state(0x5000, 77), State::Free);
         assert_eq!(header.state(0x5010, 77), State::Broken);
@@ -265,7 +259,7 @@ mod tests {
 
     #[test]
     fn any_changed_end_of_a_header_is_noticed() {
-        let header = Header::small(0x5000, 77, 3, 60, 64);
+        let header = Header::small(0x5000, 77, 3, 60, 4);
         for value in (0..=255).filter(|value| *value != 0xf9 && *value != 0xfb) {
             let low = Header(header.0 & !0xff | value);
             assert_eq!(low.state(0x5000, 77), State::Broken);

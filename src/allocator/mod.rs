@@ -144,6 +144,9 @@ pub struct Heap<K> {
     /// Where memory comes from.
     pub kernel: K,
     page: AtomicPtr<Page>,
+    /// All memory ever obtained lies between these.
+    lowest: AtomicUsize,
+    highest: AtomicUsize,
     secret: AtomicUsize,
     /// The thresholds still follow the blocks freed.
     dynamic: AtomicBool,
@@ -199,6 +202,8 @@ impl<K: Kernel> Heap<K> {
         Self {
             kernel,
             page: AtomicPtr::new(ptr::null_mut()),
+            lowest: AtomicUsize::new(usize::MAX),
+            highest: AtomicUsize::new(0),
             secret: AtomicUsize::new(0),
             dynamic: AtomicBool::new(true),
             trim_keep: AtomicUsize::new(0),
@@ -569,8 +574,9 @@ impl<K: Kernel> Heap<K> {
             return;
         }
         let address = block.expose_provenance();
-        // What may be a large block is looked at more closely: if it was freed before, its header is gone.
-        if !cache.is_null() && address % large::PLACE_UNIT != large::PLACE {
+        // What may be a large block is looked at more closely: if it was freed before, its header is gone. So is what
+        // cannot be a block at all.
+        if !cache.is_null() && !self.is_doubtful(address) {
             // SAFETY: the caller's promise.
             unsafe {
                 let secret = (*cache).secret;
@@ -620,9 +626,16 @@ impl<K: Kernel> Heap<K> {
         }
     }
 
+    #[inline(always)]
+    fn is_doubtful(&self, block: usize) -> bool {
+        block % large::PLACE_UNIT == large::PLACE
+            || block < self.lowest.load(Relaxed)
+            || block >= self.highest.load(Relaxed)
+    }
+
     /// Whether the header of what may be a large block is there; with guarded blocks, of any.
     fn can_be_read(&self, block: usize, guarded: bool) -> bool {
-        let doubtful = guarded || block % large::PLACE_UNIT == large::PLACE;
+        let doubtful = guarded || self.is_doubtful(block);
         // SAFETY: words that are read at any time; a stale value only costs the question.
         let at_break = unsafe { (*self.main.get()).break_range() };
         !doubtful || at_break.contains(&block) || (block > 8 && self.kernel.is_readable(block - 8))
@@ -1019,13 +1032,29 @@ impl<K: Kernel> Heap<K> {
             let page = self.page();
             page.kernel.record_bytes.add_shared(length as u64);
             let cache = ptr::with_exposed_provenance_mut::<Cache>(start);
-            (*cache).begin(self.secret(), self.main.get());
+            (*cache).begin(self.secret(), self.arena_for_new_cache());
             (*cache).counters.next.set(page.caches.get());
             page.cache_count.add_shared(1);
             core::sync::atomic::fence(Release);
             page.caches.set(start as u64);
             cache
         }
+    }
+
+    /// As in glibc, each thread has an arena to itself while there are not too many: a thread that waits for another, or
+    /// leaves its blocks behind in a shared arena, costs more than an arena. The first has the one at the break.
+    fn arena_for_new_cache(&self) -> *mut Arena {
+        let page = self.page();
+        let caches = page.cache_count.get() as usize;
+        let count = page.arena_count.get() as usize;
+        let mut arena = ptr::null_mut();
+        if caches >= count && count < page.settings.arena_max.get() as usize {
+            arena = self.new_arena(count);
+        }
+        if arena.is_null() {
+            arena = self.arenas[caches % count].load(Acquire);
+        }
+        arena
     }
 
     /// Takes the cache of an ending thread back.
@@ -1080,6 +1109,7 @@ impl<K: Kernel> Heap<K> {
         unsafe {
             (*arena).secret = self.secret();
             (*arena).index = index as u32;
+            (*arena).lowest = usize::MAX;
             (*arena).counters.next.set((*main).counters.next.get());
             self.arenas[index].store(arena, Release);
             core::sync::atomic::fence(Release);
@@ -1322,7 +1352,9 @@ impl<K: Kernel> Heap<K> {
 
     // ---- the kernel's side, counted ----------------------------------------------------------------------------
 
-    fn obtained(&self, bytes: usize) {
+    fn obtained(&self, start: usize, bytes: usize) {
+        self.lowest.fetch_min(start, Relaxed);
+        self.highest.fetch_max(start + bytes, Relaxed);
         let kernel = &self.page().kernel;
         let now = kernel.obtained_bytes.add_shared(bytes as u64);
         kernel.obtained_peak_bytes.raise_shared(now);
@@ -1345,7 +1377,7 @@ impl<K: Kernel> Heap<K> {
             kernel.brk_refused.add_shared(1);
         } else if to > from {
             kernel.brk_grown_bytes.add_shared((to - from) as u64);
-            self.obtained(to - from);
+            self.obtained(from, to - from);
         } else {
             kernel.brk_shrunk_bytes.add_shared((from - to) as u64);
             kernel.obtained_bytes.sub_shared((from - to) as u64);
@@ -1358,7 +1390,7 @@ impl<K: Kernel> Heap<K> {
         kernel.mmap_calls.add_shared(1);
         let start = self.kernel.map(length)?;
         kernel.mapped_bytes.add_shared(length as u64);
-        self.obtained(length);
+        self.obtained(start, length);
         Some(start)
     }
 
@@ -1378,9 +1410,10 @@ impl<K: Kernel> Heap<K> {
         let kernel = &self.page().kernel;
         kernel.mremap_calls.add_shared(1);
         let at = self.kernel.remap(start, old, new, true)?;
+        self.lowest.fetch_min(at, Relaxed);
         if new > old {
             kernel.mapped_bytes.add_shared((new - old) as u64);
-            self.obtained(new - old);
+            self.obtained(at + old, new - old);
         } else {
             kernel.unmapped_bytes.add_shared((old - new) as u64);
             kernel.obtained_bytes.sub_shared((old - new) as u64);

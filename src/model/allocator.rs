@@ -268,7 +268,6 @@ impl Allocator {
 
     pub(super) fn found(&mut self, setup: &AllocatorSetup) {
         self.setup = Some(setup.clone());
-        self.absence = None;
     }
 
     pub(super) fn absent(&mut self, absence: &AllocatorAbsence) {

@@ -108,17 +108,15 @@ pub(crate) fn abort() -> ! {
     if let Some(abort) = weak_function!("abort", extern "C" fn() -> !) {
         abort();
     }
-    loop {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an instruction that raises SIGILL.
-        unsafe {
-            core::arch::asm!("ud2", options(noreturn))
-        }
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        unsafe {
-            core::arch::asm!("udf #0", options(noreturn))
-        }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction that raises SIGILL.
+    unsafe {
+        core::arch::asm!("ud2", options(noreturn))
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("udf #0", options(noreturn))
     }
 }
 

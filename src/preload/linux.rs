@@ -58,8 +58,10 @@ fn raw_call(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
     unsafe {
         asm!(
             "syscall",
+            // The signature must not stay behind: the program's next call may have fewer arguments.
+            "xor r9d, r9d",
             inlateout("rax") number => result,
-            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, inlateout("r9") f => _,
             lateout("rcx") _, lateout("r11") _,
             options(nostack),
         );
@@ -74,8 +76,10 @@ fn raw_call(number: usize, [a, b, c, d, e, f]: [usize; 6]) -> usize {
     unsafe {
         asm!(
             "svc 0",
+            // As above.
+            "mov x5, xzr",
             inlateout("x0") a => result,
-            in("x1") b, in("x2") c, in("x3") d, in("x4") e, in("x5") f, in("x8") number,
+            in("x1") b, in("x2") c, in("x3") d, in("x4") e, inlateout("x5") f => _, in("x8") number,
             options(nostack),
         );
     }

@@ -70,7 +70,7 @@ unsafe fn free_without_cache(block: *mut c_void) {
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     // What overflows is more than there can be.
-    let bytes = count.checked_mul(size).unwrap_or(usize::MAX);
+    let bytes = count.saturating_mul(size);
     // SAFETY: the cache is the calling thread's.
     or_out_of_memory(unsafe { HEAP.allocate_zeroed(thread::cache_or_new(), bytes) })
 }

@@ -138,11 +138,13 @@ fn with_what_is_in_use(
     let Some(columns) = spans_obtained(space, period, width) else {
         return series;
     };
-    series.retain(|series| series.name == "break");
+    let peak = columns.iter().map(|span| span.highest).max().unwrap_or(0);
+    // Where little is held beside the heap, both pictures would be the same.
+    series.retain(|series| series.name == "break" && peak / 5 * 4 > series.peak);
     series.push(Series {
         name: "obtained",
-        tone: Tone::Plain,
-        peak: columns.iter().map(|span| span.highest).max().unwrap_or(0),
+        tone: Tone::Growth,
+        peak,
         foot: 0,
         columns,
         in_use: Some(in_use),

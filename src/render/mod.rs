@@ -15,8 +15,6 @@ mod verdict;
 pub(crate) mod words;
 
 #[cfg(test)]
-mod allocator_tests;
-#[cfg(test)]
 mod tests;
 
 use std::fmt;

@@ -44,7 +44,7 @@ use crate::units::Timestamp;
 
 use super::Format;
 use super::TextOptions;
-use super::allocator_tests;
+use super::allocator::tests as allocator_tests;
 use super::render;
 use super::words;
 

@@ -10,6 +10,7 @@ mod allocator_conformance;
 mod allocator_errors;
 mod allocator_programs;
 mod allocator_stress;
+mod allocator_tracing;
 mod attach;
 mod demo;
 mod errors;

@@ -93,7 +93,8 @@ pub(crate) fn compile(name: &str, flags: &[&str]) -> Option<PathBuf> {
     match result {
         Ok(output) if output.status.success() => {
             // In one step, as tests run at the same time and one may be running the program already.
-            let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            let place =
+                Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.to_owned() + &flags.concat());
             fs::rename(&compiled, &place).unwrap();
             Some(place)
         }

@@ -1,16 +1,24 @@
 //! The bundled allocator's own view: what it has of the kernel and where that is, what it was asked for, what went
 //! wrong in the program's heap, and whether its account and the kernel's agree.
 
+mod checks;
+mod heap_errors;
+#[cfg(test)]
+pub(super) mod tests;
+
+pub(super) use checks::checks;
+pub(super) use heap_errors::heap_errors;
+
+use std::cmp::Reverse;
+
+use crate::event::AbsenceReason;
 use crate::event::AllocatorCause;
 use crate::event::AllocatorFigures;
-use crate::event::FoundBy;
-use crate::event::HeapErrorKind;
+use crate::event::ClassReading;
 use crate::event::HeapWalk;
-use crate::report::AllocatorChecks;
+use crate::event::ReadingMoment;
 use crate::report::AllocatorClaims;
 use crate::report::AllocatorReport;
-use crate::report::FoundHeapError;
-use crate::report::HeapErrorCount;
 use crate::report::Report;
 use crate::report::SpaceReport;
 use crate::report::Step;
@@ -26,14 +34,10 @@ use super::table::Table;
 use super::verdict;
 use super::words;
 
-/// Heap errors listed unless all are asked for.
-const LISTED_ERRORS: usize = 3;
-/// Differences listed unless all are asked for.
-const LISTED_DIFFERENCES: usize = 3;
 /// Sizes of blocks never freed that are listed unless all are asked for.
 const LISTED_SIZES: usize = 4;
-/// Free ends of the sum that are worth a word.
-const MANY_ARENAS: u64 = 2;
+/// Bytes of a block's header, which are part of a class's size.
+const HEADER_BYTES: u64 = 8;
 
 /// A paragraph: what stands at the left edge of its first line, and its text.
 pub(super) struct Paragraph {
@@ -48,144 +52,23 @@ impl Paragraph {
     }
 }
 
-/// The figures as last read, if there are any.
+/// The figures as last read; `None` if there are none, or if nobody uses that allocator, for which a reason is known.
 pub(super) fn last(space: &SpaceReport) -> Option<&Counters> {
-    let AllocatorFigures(counters) = &space.allocator.as_ref()?.last.as_ref()?.figures;
-    Some(counters)
+    let allocator = space.allocator.as_ref()?;
+    let AllocatorFigures(counters) = &allocator.last.as_ref()?.figures;
+    let is_unused = allocator.absence.is_some() && counters.allocated_blocks == 0;
+    (!is_unused).then_some(counters)
 }
 
-/// What went wrong in the heaps of all processes: how much, then each, then what to do.
-pub(super) fn heap_errors(report: &Report, verbose: bool) -> Vec<Paragraph> {
-    let allocators = || {
-        let spaces = report.address_spaces.iter();
-        spaces.filter_map(|space| space.allocator.as_ref())
-    };
-    let total = allocators().fold(0_u64, |sum, allocator| {
-        sum.saturating_add(allocator.heap_errors.total)
-    });
-    if total == 0 {
-        return Vec::new();
-    }
-    let mut counts: Vec<HeapErrorCount> = Vec::new();
-    for count in allocators().flat_map(|allocator| &allocator.heap_errors.by_kind) {
-        match counts.iter_mut().find(|known| known.kind == count.kind) {
-            Some(known) => known.errors = known.errors.saturating_add(count.errors),
-            None => counts.push(*count),
-        }
-    }
-    let kinds: Vec<String> = counts.iter().map(count_of_kind).collect();
-    let mut paragraphs = vec![Paragraph::of(
-        Tone::Warning,
-        "",
-        format!(
-            "breaktrace: {} in the program's heap: {}",
-            words::count(total, "error", "errors"),
-            kinds.join(", ")
-        ),
-    )];
-    let kept: Vec<&FoundHeapError> = allocators()
-        .flat_map(|allocator| &allocator.heap_errors.kept)
-        .collect();
-    let listed = if verbose { kept.len() } else { LISTED_ERRORS };
-    let several = report.processes.len() > 1;
-    for found in kept.iter().take(listed) {
-        let text = heap_error(found, several);
-        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text));
-    }
-    let rest = total.saturating_sub(kept.len().min(listed) as u64);
-    if rest > 0 {
-        let text = words::count(rest, "more error", "more errors");
-        paragraphs.push(Paragraph::of(Tone::Faint, "  ", text));
-    }
-    let is_guarded = allocators().any(|a| a.setup.as_ref().is_some_and(|setup| setup.guard));
-    if !is_guarded {
-        let text = "--guard finds more, and sooner: it puts red zones around blocks and keeps freed ones aside";
-        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text.to_owned()));
-    }
-    paragraphs
-}
-
-fn count_of_kind(count: &HeapErrorCount) -> String {
-    let (singular, plural) = match count.kind {
-        HeapErrorKind::DoubleFree => ("double free", "double frees"),
-        HeapErrorKind::ForeignPointer => ("free of a foreign pointer", "frees of foreign pointers"),
-        HeapErrorKind::WritePastEnd => ("write past a block's end", "writes past a block's end"),
-        HeapErrorKind::WriteBeforeStart => (
-            "write before a block's start",
-            "writes before a block's start",
-        ),
-        HeapErrorKind::WriteAfterFree => ("write after free", "writes after free"),
-        HeapErrorKind::RecordsChanged => (
-            "write over malloc's own records",
-            "writes over malloc's own records",
-        ),
-    };
-    words::count(count.errors, singular, plural)
-}
-
-/// One error in words: which block, what happened to it, where that was noticed.
-fn heap_error(found: &FoundHeapError, several_processes: bool) -> String {
-    let error = &found.error;
-    let address = error.address;
-    let block = match error.size_bytes {
-        Some(bytes) => format!("the block of {} at {address}", ByteSize(bytes)),
-        None => format!("the block at {address}"),
-    };
-    let offset = error.changed.map(|changed| changed.offset_from(address));
-    let what = match error.kind {
-        HeapErrorKind::DoubleFree => format!("{block} was freed a second time"),
-        HeapErrorKind::ForeignPointer => format!("{address} was freed, and malloc never gave it"),
-        HeapErrorKind::WritePastEnd => {
-            let past = offset
-                .zip(error.size_bytes)
-                .and_then(|(offset, size)| u64::try_from(offset).ok()?.checked_sub(size));
-            match past {
-                Some(0) => format!("{block} was written past its end, from the first byte on"),
-                Some(past) => format!("{block} was written past its end, {} on", ByteSize(past)),
-                None => format!("{block} was written past its end"),
-            }
-        }
-        HeapErrorKind::WriteBeforeStart => match offset {
-            Some(offset @ i64::MIN..0) => format!(
-                "{block} was written before its start, {} below it",
-                ByteSize(offset.unsigned_abs())
-            ),
-            _ => format!("{block} was written before its start"),
-        },
-        HeapErrorKind::WriteAfterFree => match offset {
-            Some(offset @ 0..) => {
-                format!("{block} was written to after it was freed, at byte {offset}")
-            }
-            _ => format!("{block} was written to after it was freed"),
-        },
-        HeapErrorKind::RecordsChanged => {
-            format!("malloc's own records at {address} were written over")
-        }
-    };
-    let place = match error.found_by {
-        FoundBy::Free => "noticed in free",
-        FoundBy::Realloc => "noticed in realloc",
-        FoundBy::Malloc => "noticed in malloc",
-        FoundBy::Quarantine => "noticed when it left the quarantine",
-        FoundBy::UsableSize => "noticed in malloc_usable_size",
-        FoundBy::Exit => "noticed when the heap was looked through at the end",
-    };
-    let who = match (error.tid, several_processes) {
-        (Some(tid), _) if tid != found.pid => format!(" by thread {tid}"),
-        (_, true) => format!(" by pid {}", found.pid),
-        _ => String::new(),
-    };
-    format!("{what}; {place}{who}, {}", words::duration(found.time_ns.0))
-}
-
-/// What there is to say instead of figures; `None` where there are figures, or no allocator of ours was wanted.
+/// What there is to say instead of figures, or of why they are not the whole story; `None` where there is nothing to
+/// explain.
 pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
     let allocator = space.allocator.as_ref()?;
-    if allocator.last.is_some() {
-        return None;
-    }
+    let has_figures = last(space).is_some();
     let text = match &allocator.absence {
-        Some(absence) => format!("no figures of its own: {}", absence.message),
+        Some(absence) if has_figures => absence.message.clone(),
+        Some(absence) => format!("no figures; {}", absence.message),
+        None if has_figures => return None,
         None if allocator.name != "bundled" => {
             format!(
                 "{}, which tells nothing of itself: this is the kernel's view",
@@ -202,7 +85,7 @@ pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
 
 /// How many of several programs ran without the allocator, and why, besides the one that the report is about.
 pub(super) fn absences(report: &Report) -> Option<String> {
-    let mut reasons: Vec<(&str, u64)> = Vec::new();
+    let mut reasons: Vec<(AbsenceReason, u64)> = Vec::new();
     let others = report
         .address_spaces
         .iter()
@@ -212,23 +95,39 @@ pub(super) fn absences(report: &Report) -> Option<String> {
         let Some(absence) = absence else { continue };
         match reasons
             .iter_mut()
-            .find(|(known, _)| *known == absence.message)
+            .find(|(known, _)| *known == absence.reason)
         {
             Some((_, count)) => *count += 1,
-            None => reasons.push((&absence.message, 1)),
+            None => reasons.push((absence.reason, 1)),
         }
     }
-    let (first, _) = reasons.first()?;
-    let total = reasons.iter().map(|(_, count)| count).sum();
-    let more = if reasons.len() > 1 {
-        "; some for other reasons"
-    } else {
-        ""
-    };
-    Some(format!(
-        "{} without the bundled allocator: {first}{more}",
-        words::count(total, "program ran", "programs ran"),
-    ))
+    let total: u64 = reasons.iter().map(|(_, count)| count).sum();
+    let words: Vec<String> = reasons
+        .iter()
+        .map(|&(reason, count)| format!("{count} {}", in_brief(reason)))
+        .collect();
+    (total > 0).then(|| {
+        format!(
+            "{} without the bundled allocator: {}",
+            words::count(total, "program ran", "programs ran"),
+            words.join(", ")
+        )
+    })
+}
+
+fn in_brief(reason: AbsenceReason) -> &'static str {
+    match reason {
+        AbsenceReason::StaticProgram => "linked statically",
+        AbsenceReason::OtherLibc => "on another C library",
+        AbsenceReason::OtherArchitecture => "for another architecture",
+        AbsenceReason::SecureExecution => "with rights of its own",
+        AbsenceReason::EnvironmentCleared => "started without LD_PRELOAD",
+        AbsenceReason::OwnAllocator => "with its own malloc",
+        AbsenceReason::NotBegun => "ended before it began",
+        AbsenceReason::OtherVersion => "with that of another version",
+        AbsenceReason::Unreadable => "with figures that cannot be read",
+        AbsenceReason::Unknown => "for unknown reasons",
+    }
 }
 
 /// What is obtained and where it is, as a sum.
@@ -295,7 +194,7 @@ pub(super) fn sum(report: &Report, space: &SpaceReport) -> Option<Table> {
             (counters.cached_bytes, "caches"),
         ]),
     );
-    let arenas = if counters.arenas >= MANY_ARENAS {
+    let arenas = if counters.arenas > 1 {
         format!("of {} arenas", counters.arenas)
     } else {
         String::new()
@@ -347,7 +246,8 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
     let not_freed = allocator
         .walk
         .as_ref()
-        .map(|walk| not_freed(report, space, walk, verbose));
+        .map(|walk| not_freed(report, space, walk, verbose))
+        .or_else(|| not_freed_by_classes(report, space, allocator, verbose));
     texts.extend(not_freed.map(|text| ("not freed ", text)));
     if let Some(text) = settings(allocator, verbose) {
         texts.push(("policy    ", text));
@@ -367,7 +267,8 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
 
 fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<Item = String> {
     let calls = match claims.requests_per_kernel_call {
-        Some(ratio) if ratio >= 1.5 => format!(" (1 in {})", Exact(rounded(ratio))),
+        Some(ratio) if ratio >= 9.95 => format!(" (1 in {})", Exact(rounded(ratio))),
+        Some(ratio) if ratio >= 1.05 => format!(" (1 in {ratio:.1})"),
         _ => String::new(),
     };
     let requests = format!(
@@ -386,14 +287,18 @@ fn claim_texts(counters: &Counters, claims: &AllocatorClaims) -> impl Iterator<I
     let back = (claims.freed_bytes > 0).then(|| {
         let advised = match claims.advised_bytes {
             0 => String::new(),
-            bytes => format!(", and pages of {} by madvise", ByteSize(bytes)),
+            bytes => format!(", pages of {} advised away", ByteSize(bytes)),
+        };
+        let kept = match counters.free_bytes {
+            0 => String::new(),
+            bytes => format!(", {} kept", ByteSize(bytes)),
         };
         let freed = ByteSize(claims.freed_bytes);
         if claims.returned_bytes == 0 && claims.advised_bytes == 0 {
-            format!("free gave nothing back: {freed} were freed, and the kernel got none of it")
+            format!("free gave nothing back: {freed} freed, none of it returned{kept}")
         } else {
             format!(
-                "free is not giving back: {freed} were freed, the kernel got {}{advised}",
+                "free is not giving back: {freed} freed, {} returned{advised}{kept}",
                 ByteSize(claims.returned_bytes),
             )
         }
@@ -415,9 +320,11 @@ fn rounded(ratio: f64) -> u64 {
     ratio.round() as u64
 }
 
-/// `1.6 times`, `12 times`.
+/// `1.06 times`, `2.6 times`, `12 times`.
 fn times(ratio: f64) -> String {
-    if ratio < 9.95 {
+    if ratio < 1.995 {
+        format!("{ratio:.2} times")
+    } else if ratio < 9.95 {
         format!("{ratio:.1} times")
     } else {
         format!("{} times", Exact(rounded(ratio)))
@@ -437,12 +344,12 @@ fn requests(counters: &Counters) -> String {
     add(counters.realloc_calls, &in_place);
     let hits = counters.cache_hits.saturating_add(counters.cache_misses);
     let cache = words::share(counters.cache_hits, hits).map_or_else(String::new, |share| {
-        format!("; {} from thread caches", words::percent(share))
+        format!("; {} from caches", words::percent(share))
     });
     format!(
         "{}; {} freed{cache}",
         kinds.join(", "),
-        exact_count(counters.freed_blocks, "block", "blocks"),
+        Exact(counters.freed_blocks),
     )
 }
 
@@ -480,6 +387,53 @@ fn not_freed(report: &Report, space: &SpaceReport, walk: &HeapWalk, verbose: boo
         ByteSize(walk.live_bytes),
         verdict::end_of(report, space),
     )
+}
+
+/// The same by the counters alone, which know the sizes of small blocks by class; `None` when they were read in the midst
+/// of things.
+fn not_freed_by_classes(
+    report: &Report,
+    space: &SpaceReport,
+    allocator: &AllocatorReport,
+    verbose: bool,
+) -> Option<String> {
+    let last = allocator.last.as_ref()?;
+    if last.moment == ReadingMoment::Call {
+        return None;
+    }
+    let AllocatorFigures(counters) = &last.figures;
+    if counters.live_blocks == 0 {
+        return Some("nothing: every block was freed".to_owned());
+    }
+    let mut classes: Vec<&ClassReading> = allocator
+        .classes
+        .iter()
+        .filter(|class| class.live > 0)
+        .collect();
+    classes.sort_by_key(|class| Reverse(class.live.saturating_mul(class.block_bytes)));
+    let listed = if verbose { classes.len() } else { LISTED_SIZES };
+    let mut sizes: Vec<String> = classes
+        .iter()
+        .take(listed)
+        .map(|class| {
+            let most = class.block_bytes.saturating_sub(HEADER_BYTES);
+            format!("{} up to {}", Exact(class.live), ByteSize(most))
+        })
+        .collect();
+    if classes.len() > listed {
+        sizes.push("…".to_owned());
+    }
+    let sizes = if sizes.is_empty() {
+        String::new()
+    } else {
+        format!("; of the small ones {}", sizes.join(", "))
+    };
+    Some(format!(
+        "{} with {} {}{sizes}",
+        exact_count(counters.live_blocks, "block", "blocks"),
+        ByteSize(counters.in_use_bytes),
+        verdict::end_of(report, space),
+    ))
 }
 
 /// The policy in words; all settings if they are asked for.
@@ -658,97 +612,4 @@ fn why(step: &Step) -> String {
         (Some(AllocatorCause::Release), _) => "large block".to_owned(),
         (None, _) => "malloc".to_owned(),
     }
-}
-
-/// How the allocator's account compares with the calls that were traced, in all processes.
-pub(super) fn checks(report: &Report, verbose: bool) -> Vec<Paragraph> {
-    let told: Vec<&AllocatorChecks> = report
-        .address_spaces
-        .iter()
-        .filter_map(|space| space.allocator.as_ref())
-        .filter(|allocator| allocator.last.is_some())
-        .map(|allocator| &allocator.checks)
-        .collect();
-    if told.is_empty() {
-        return Vec::new();
-    }
-    let sum = |of: fn(&AllocatorChecks) -> u64| {
-        told.iter()
-            .map(|checks| of(checks))
-            .fold(0, u64::saturating_add)
-    };
-    let made = sum(|checks| checks.made);
-    let differing = sum(|checks| checks.differing);
-    let sums_made = sum(|checks| checks.sums_made);
-    let sums_differing = sum(|checks| checks.sums_differing);
-    let times = words::count(made, "time", "times");
-    let mut paragraphs = vec![match (made, differing) {
-        (0, _) => Paragraph::of(
-            Tone::Plain,
-            "",
-            "not checked against malloc's own count: it was never read while all threads stood still"
-                .to_owned(),
-        ),
-        (_, 0) => {
-            let held = if sums_made > 0 && sums_differing == 0 {
-                "; its sum held"
-            } else {
-                ""
-            };
-            Paragraph::of(
-                Tone::Faint,
-                "",
-                format!("checked against malloc's own count {times}: equal{held}"),
-            )
-        }
-        _ => Paragraph::of(
-            Tone::Warning,
-            "",
-            format!("checked against malloc's own count {times}: {differing} differed"),
-        ),
-    }];
-    if sums_differing > 0 {
-        paragraphs.push(failed_sum(&told, sums_made, sums_differing));
-    }
-    let differences: Vec<_> = told.iter().flat_map(|checks| &checks.differences).collect();
-    let listed = if verbose {
-        differences.len()
-    } else {
-        LISTED_DIFFERENCES
-    };
-    for difference in differences.iter().take(listed) {
-        let text = format!(
-            "at {}, {}: malloc counted {}, traced {}",
-            words::duration(difference.time_ns.0),
-            difference.counter,
-            Exact(difference.counted),
-            Exact(difference.traced),
-        );
-        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text));
-    }
-    let rest = differences.len().saturating_sub(listed) as u64;
-    if rest > 0 {
-        let text = words::count(rest, "more difference", "more differences");
-        paragraphs.push(Paragraph::of(Tone::Faint, "  ", text));
-    }
-    paragraphs
-}
-
-fn failed_sum(told: &[&AllocatorChecks], made: u64, differing: u64) -> Paragraph {
-    let first = told
-        .iter()
-        .find_map(|checks| checks.first_sum_difference_bytes);
-    let by = match first {
-        Some(bytes @ 1..) => format!(": {} too much", ByteSize(bytes.unsigned_abs())),
-        Some(bytes) => format!(": {} too little", ByteSize(bytes.unsigned_abs())),
-        None => String::new(),
-    };
-    Paragraph::of(
-        Tone::Warning,
-        "",
-        format!(
-            "malloc's sum did not hold {differing} of {}{by}; a thread stopped inside malloc explains that, nothing else",
-            words::count(made, "time", "times"),
-        ),
-    )
 }
