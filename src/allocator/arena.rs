@@ -94,6 +94,9 @@ pub(crate) struct Arena {
     pub(crate) top_end: usize,
     /// From here to the end of the top, no byte was written since the kernel gave it.
     fresh: usize,
+    /// All segments lie between these.
+    pub(crate) lowest: usize,
+    highest: usize,
     /// Where the break was before this arena moved it first; 0 if it never did.
     break_start: usize,
     /// Where the break was when this arena moved it last; 0 if it never did.
@@ -127,6 +130,8 @@ impl Arena {
             top: 0,
             top_end: 0,
             fresh: 0,
+            lowest: usize::MAX,
+            highest: 0,
             break_start: 0,
             break_end: 0,
             top_at_break: false,
@@ -155,6 +160,8 @@ impl Arena {
         debug_assert!(end - top >= UNIT);
         self.top = top;
         self.top_end = end;
+        self.lowest = self.lowest.min(top);
+        self.highest = self.highest.max(end);
         self.counters.top_bytes.set((end - top) as u64);
         // SAFETY: the top has at least 16 bytes, and the caller holds the lock.
         unsafe { Chunk(top).write_tag(end - top, IN_USE, self.secret) };
@@ -348,9 +355,11 @@ impl Arena {
         true
     }
 
-    /// Whether an address read from memory that the program may have overwritten can be a chunk's.
+    /// Whether an address read from memory that the program may have overwritten can be a chunk's. Other memory may lie
+    /// between segments; but what a program writes over a link hardly ever looks like an address so near.
     fn may_be_chunk(&self, address: usize) -> bool {
-        address == 0 || (address.is_multiple_of(UNIT) && self.owns(address))
+        address == 0
+            || (address.is_multiple_of(UNIT) && (self.lowest..self.highest).contains(&address))
     }
 
     /// Whether an address lies in one of the segments.

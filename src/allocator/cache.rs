@@ -81,7 +81,7 @@ const CONSOLIDATE: usize = 256 << 10;
 const WORTH_TELLING: i64 = 4096;
 
 /// Times that a thread finds its arena's lock taken before it moves to another arena.
-const PATIENCE: u32 = 8;
+const PATIENCE: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

@@ -1003,13 +1003,29 @@ impl<K: Kernel> Heap<K> {
             let page = self.page();
             page.kernel.record_bytes.add_shared(length as u64);
             let cache = ptr::with_exposed_provenance_mut::<Cache>(start);
-            (*cache).begin(self.secret(), self.main.get());
+            (*cache).begin(self.secret(), self.arena_for_new_cache());
             (*cache).counters.next.set(page.caches.get());
             page.cache_count.add_shared(1);
             core::sync::atomic::fence(Release);
             page.caches.set(start as u64);
             cache
         }
+    }
+
+    /// As in glibc, each thread has an arena to itself while there are not too many: a thread that waits for another, or
+    /// leaves its blocks behind in a shared arena, costs more than an arena. The first has the one at the break.
+    fn arena_for_new_cache(&self) -> *mut Arena {
+        let page = self.page();
+        let caches = page.cache_count.get() as usize;
+        let count = page.arena_count.get() as usize;
+        let mut arena = ptr::null_mut();
+        if caches >= count && count < page.settings.arena_max.get() as usize {
+            arena = self.new_arena(count);
+        }
+        if arena.is_null() {
+            arena = self.arenas[caches % count].load(Acquire);
+        }
+        arena
     }
 
     /// Takes the cache of an ending thread back.
@@ -1064,6 +1080,7 @@ impl<K: Kernel> Heap<K> {
         unsafe {
             (*arena).secret = self.secret();
             (*arena).index = index as u32;
+            (*arena).lowest = usize::MAX;
             (*arena).counters.next.set((*main).counters.next.get());
             self.arenas[index].store(arena, Release);
             core::sync::atomic::fence(Release);

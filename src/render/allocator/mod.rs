@@ -9,10 +9,14 @@ pub(super) mod tests;
 pub(super) use checks::checks;
 pub(super) use heap_errors::heap_errors;
 
+use std::cmp::Reverse;
+
 use crate::event::AbsenceReason;
 use crate::event::AllocatorCause;
 use crate::event::AllocatorFigures;
+use crate::event::ClassReading;
 use crate::event::HeapWalk;
+use crate::event::ReadingMoment;
 use crate::report::AllocatorClaims;
 use crate::report::AllocatorReport;
 use crate::report::Report;
@@ -32,6 +36,8 @@ use super::words;
 
 /// Sizes of blocks never freed that are listed unless all are asked for.
 const LISTED_SIZES: usize = 4;
+/// Bytes of a block's header, which are part of a class's size.
+const HEADER_BYTES: u64 = 8;
 
 /// A paragraph: what stands at the left edge of its first line, and its text.
 pub(super) struct Paragraph {
@@ -61,7 +67,7 @@ pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
     let has_figures = last(space).is_some();
     let text = match &allocator.absence {
         Some(absence) if has_figures => absence.message.clone(),
-        Some(absence) => format!("no figures of its own: {}", absence.message),
+        Some(absence) => format!("no figures; {}", absence.message),
         None if has_figures => return None,
         None if allocator.name != "bundled" => {
             format!(
@@ -240,7 +246,8 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
     let not_freed = allocator
         .walk
         .as_ref()
-        .map(|walk| not_freed(report, space, walk, verbose));
+        .map(|walk| not_freed(report, space, walk, verbose))
+        .or_else(|| not_freed_by_classes(report, space, allocator, verbose));
     texts.extend(not_freed.map(|text| ("not freed ", text)));
     if let Some(text) = settings(allocator, verbose) {
         texts.push(("policy    ", text));
@@ -380,6 +387,53 @@ fn not_freed(report: &Report, space: &SpaceReport, walk: &HeapWalk, verbose: boo
         ByteSize(walk.live_bytes),
         verdict::end_of(report, space),
     )
+}
+
+/// The same by the counters alone, which know the sizes of small blocks by class; `None` when they were read in the midst
+/// of things.
+fn not_freed_by_classes(
+    report: &Report,
+    space: &SpaceReport,
+    allocator: &AllocatorReport,
+    verbose: bool,
+) -> Option<String> {
+    let last = allocator.last.as_ref()?;
+    if last.moment == ReadingMoment::Call {
+        return None;
+    }
+    let AllocatorFigures(counters) = &last.figures;
+    if counters.live_blocks == 0 {
+        return Some("nothing: every block was freed".to_owned());
+    }
+    let mut classes: Vec<&ClassReading> = allocator
+        .classes
+        .iter()
+        .filter(|class| class.live > 0)
+        .collect();
+    classes.sort_by_key(|class| Reverse(class.live.saturating_mul(class.block_bytes)));
+    let listed = if verbose { classes.len() } else { LISTED_SIZES };
+    let mut sizes: Vec<String> = classes
+        .iter()
+        .take(listed)
+        .map(|class| {
+            let most = class.block_bytes.saturating_sub(HEADER_BYTES);
+            format!("{} up to {}", Exact(class.live), ByteSize(most))
+        })
+        .collect();
+    if classes.len() > listed {
+        sizes.push("…".to_owned());
+    }
+    let sizes = if sizes.is_empty() {
+        String::new()
+    } else {
+        format!("; of the small ones {}", sizes.join(", "))
+    };
+    Some(format!(
+        "{} with {} {}{sizes}",
+        exact_count(counters.live_blocks, "block", "blocks"),
+        ByteSize(counters.in_use_bytes),
+        verdict::end_of(report, space),
+    ))
 }
 
 /// The policy in words; all settings if they are asked for.
