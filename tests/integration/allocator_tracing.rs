@@ -318,6 +318,75 @@ fn a_static_program_is_reported_and_so_is_its_child() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn a_32_bit_program_is_reported() {
+    let Some(program) = compile("i386_calls", &["-m32", "-static"]) else {
+        skip("cc cannot make i386_calls (gcc-multilib, libc6-dev-i386)");
+        return;
+    };
+    let traced = bundled(&[], &program, &[]);
+    traced.ended.expect_code(0);
+    assert_eq!(absences(&traced), ["other_architecture"]);
+}
+
+#[test]
+fn a_program_with_a_malloc_of_its_own_is_reported_as_well_as_what_is_counted() {
+    let folder = folder();
+    let (source, program) = (folder.path().join("own.c"), folder.path().join("own"));
+    fs::write(
+        &source,
+        "#include <stddef.h>\nstatic char pool[4096];\n\
+         void *malloc(size_t n) { (void)n; return pool; }\nvoid free(void *p) { (void)p; }\n\
+         int main(void) { char *volatile p = malloc(7); return p == NULL; }",
+    )
+    .unwrap();
+    let compiled = Command::new("cc")
+        .args(["-rdynamic", "-fno-builtin", "-o"])
+        .args([&program, &source])
+        .output();
+    if !compiled.is_ok_and(|output| output.status.success()) {
+        skip("cc cannot make a program");
+        return;
+    }
+    let traced = bundled(&[], &program, &[]);
+    traced.ended.expect_code(0);
+    assert_eq!(absences(&traced), ["own_allocator"]);
+    assert_eq!(of_kind(&traced.events, "allocator_found").len(), 1);
+    let last = readings(&traced.events, "end");
+    assert_eq!(counter(last[0], "malloc_calls"), 0);
+}
+
+#[test]
+fn a_program_that_does_not_get_as_far_as_its_allocator_is_reported() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("empty.c"), "int main(void) { return 0; }").unwrap();
+    let cc = |arguments: &[&str]| {
+        Command::new("cc")
+            .current_dir(folder.path())
+            .args(arguments)
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let linked = [
+        "-Wl,--no-as-needed",
+        "empty.c",
+        "-o",
+        "needs",
+        "-L.",
+        "-lgone",
+    ];
+    if !cc(&["-shared", "-fPIC", "empty.c", "-o", "libgone.so"]) || !cc(&linked) {
+        skip("cc cannot make a library");
+        return;
+    }
+    fs::remove_file(at("libgone.so")).unwrap();
+    let traced = bundled(&[], &at("needs"), &[]);
+    traced.ended.expect_code(127);
+    assert_eq!(absences(&traced), ["not_begun"]);
+}
+
+#[test]
 fn nothing_is_absent_that_was_not_asked_for() {
     let traced = trace(&[], ["true"]);
     assert_eq!(absences(&traced), [""; 0]);
