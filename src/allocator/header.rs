@@ -251,9 +251,9 @@ mod tests {
         assert!(!header.is_live(0x5001, 77));
         assert!(header.freed().is_free_small(0x5000, 77, 3));
         assert!(!header.freed().is_free_small(0x5000, 77, 4));
-        assert_eq!((header.small_size(), header.slab_distance()), (60, 64 * 16));
+        assert_eq!((header.small_size(), header.slab_distance()), (60, 4 * 16));
         let again = header.freed().taken(33);
-        assert_eq!((again.small_size(), again.slab_distance()), (33, 64 * 16));
+        assert_eq!((again.small_size(), again.slab_distance()), (33, 4 * 16));
         assert_eq!(again.state(0x5000, 77), State::Live);
     }
 
