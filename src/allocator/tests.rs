@@ -1030,10 +1030,13 @@ fn the_eager_policy_returns_all_memory_in_the_end() {
     program.check();
     let counters = program.heap.counters();
     assert_eq!(counters.free_bytes, 0, "{counters:#?}");
-    assert!(counters.top_bytes <= PAGE as u64, "{counters:#?}");
+    assert!(
+        counters.top_bytes <= counters.arenas * PAGE as u64,
+        "{counters:#?}"
+    );
     let caches = size_of::<Cache>().next_multiple_of(PAGE) * 4;
     assert!(
-        counters.obtained_bytes <= (caches + 2 * PAGE) as u64,
+        counters.obtained_bytes <= (caches + 10 * PAGE) as u64,
         "{counters:#?}"
     );
 }

@@ -285,7 +285,7 @@ impl<'a, M: Memory> Window<'a, M> {
         // All there is of the segment; or else to the end of the page.
         for end in [
             most,
-            (least - 1 | (PAGE - 1)).saturating_add(1).min(most),
+            ((least - 1) | (PAGE - 1)).saturating_add(1).min(most),
             least,
         ] {
             if end < least {
