@@ -354,7 +354,9 @@ impl Block {
 
 /// A program with a heap.
 pub(super) struct Program {
-    pub(super) heap: Box<Heap<TestKernel>>,
+    pub(super) heap: &'static Heap<TestKernel>,
+    /// The same, as allocated: arenas and caches point into it, so it must not be a box that moves.
+    owned: *mut Heap<TestKernel>,
     /// One for each pretended thread.
     caches: Vec<*mut Cache>,
     blocks: Vec<Block>,
@@ -366,8 +368,11 @@ pub(super) struct Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: allocated by `with_kernel`.
-        unsafe { std::alloc::dealloc(self.page.cast(), Layout::new::<Page>()) };
+        // SAFETY: allocated by `with_kernel`; nobody uses the heap any more.
+        unsafe {
+            drop(Box::from_raw(self.owned));
+            std::alloc::dealloc(self.page.cast(), Layout::new::<Page>());
+        }
     }
 }
 
@@ -390,7 +395,9 @@ impl Program {
     }
 
     fn with_kernel(setup: &Setup, kernel: TestKernel, threads: usize) -> Self {
-        let heap = Box::new(Heap::new(kernel));
+        let owned = Box::into_raw(Box::new(Heap::new(kernel)));
+        // SAFETY: lives until the program is dropped.
+        let heap: &'static Heap<TestKernel> = unsafe { &*owned };
         // SAFETY: a page is not empty; zero bytes are a value of it.
         let page = unsafe { std::alloc::alloc_zeroed(Layout::new::<Page>()) }.cast::<Page>();
         page.expose_provenance();
@@ -407,6 +414,7 @@ impl Program {
             .collect();
         Self {
             heap,
+            owned,
             caches,
             blocks: Vec::new(),
             ends: BTreeMap::new(),
