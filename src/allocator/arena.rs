@@ -107,7 +107,7 @@ pub(crate) struct Arena {
     break_lost: bool,
     /// Whether a free chunk was found overwritten. Its neighbours and its bin cannot be relied on: chunks are no longer
     /// joined.
-    damaged: bool,
+    pub(super) damaged: bool,
     /// Bytes mapped for segments, for the size of the next.
     mapped: usize,
     pub(super) bins: Bins,

@@ -136,6 +136,18 @@ impl Header {
         Self(self.0 & !(0xff << 56) | HIGH_LIVE)
     }
 
+    /// The same with the lower guard that fits the upper one: what is left of a header of which the byte next to the block
+    /// before was overwritten.
+    pub(crate) fn mended_low(self) -> Self {
+        let is_live = self.0 >> 56 == HIGH_LIVE >> 56;
+        let low = if is_live {
+            LOW_LIVE
+        } else {
+            LOW_LIVE ^ FLIP & 0xff
+        };
+        Self(self.0 & !0xff | low)
+    }
+
     /// The class of a small block, or the kind of another.
     #[inline(always)]
     pub(crate) fn kind(self) -> u8 {
@@ -201,6 +213,17 @@ pub(crate) unsafe fn write_canary(address: usize) {
     unsafe { core::ptr::with_exposed_provenance_mut::<u8>(address).write(CANARY) };
 }
 
+/// Writes the lower guard of the header before `block`, and nothing else of it.
+///
+/// # Safety
+///
+/// `block` is a multiple of 16, and the 8 bytes before it belong to a slab.
+pub(crate) unsafe fn write_low_guard(block: usize, header: Header) {
+    let address = core::ptr::with_exposed_provenance_mut(block - HEADER_BYTES);
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU8::from_ptr(address) }.store(header.0 as u8, Relaxed);
+}
+
 /// Whether the byte behind a block's end is what it should be.
 ///
 /// # Safety
@@ -228,9 +251,9 @@ mod tests {
         assert!(!header.is_live(0x5001, 77));
         assert!(header.freed().is_free_small(0x5000, 77, 3));
         assert!(!header.freed().is_free_small(0x5000, 77, 4));
-        assert_eq!((header.small_size(), header.slab_distance()), (60, 64));
+        assert_eq!((header.small_size(), header.slab_distance()), (60, 64 * 16));
         let again = header.freed().taken(33);
-        assert_eq!((again.small_size(), again.slab_distance()), (33, 64));
+        assert_eq!((again.small_size(), again.slab_distance()), (33, 64 * 16));
         assert_eq!(again.state(0x5000, 77), State::Live);
     }
 

@@ -24,6 +24,8 @@
 mod arena;
 mod bins;
 mod cache;
+#[cfg(any(test, debug_assertions))]
+mod check;
 mod chunk;
 mod classify;
 mod guard;
@@ -663,6 +665,9 @@ impl<K: Kernel> Heap<K> {
                             Some(size),
                             block + size,
                         );
+                        if by.is_some() {
+                            self.mend_end(block, size, small_bytes(usize::from(kind)));
+                        }
                     }
                     Given::Small {
                         class: usize::from(kind),
@@ -687,6 +692,9 @@ impl<K: Kernel> Heap<K> {
                             Some(size),
                             block + size,
                         );
+                        if by.is_some() {
+                            header::write_canary(block + size);
+                        }
                     }
                     Given::Medium {
                         chunk,
@@ -706,6 +714,9 @@ impl<K: Kernel> Heap<K> {
                                 Some(record.size),
                                 changed,
                             );
+                            if by.is_some() {
+                                header::write_canary(changed);
+                            }
                         }
                         Given::Large(record)
                     }
@@ -719,6 +730,24 @@ impl<K: Kernel> Heap<K> {
                     self.found_by(HeapErrorKind::RecordsChanged, by, block, None, block - 8);
                     Given::Nothing
                 }
+            }
+        }
+    }
+
+    /// After a write past the end of a small block was reported: one write, one report. If all that it changed is the first
+    /// byte of the next block's header, that block is as good as before.
+    #[cold]
+    unsafe fn mend_end(&self, block: usize, size: usize, block_bytes: usize) {
+        // SAFETY: the caller's promise: a live block of a slab, behind which there is another, or the slab's guard.
+        unsafe {
+            if size < block_bytes - header::HEADER_BYTES {
+                header::write_canary(block + size);
+                return;
+            }
+            let next = block + block_bytes;
+            let mended = Header::read(next).mended_low();
+            if mended.state(next, self.secret()) != header::State::Broken {
+                header::write_low_guard(next, mended);
             }
         }
     }

@@ -38,7 +38,7 @@ pub(crate) struct Slab {
     pub(crate) arena: *mut Arena,
     /// Neighbours in the list of its class, of those with a free block or of empty ones (which need no `previous`); 0 for
     /// none.
-    next: usize,
+    pub(super) next: usize,
     previous: usize,
     pub(crate) class: u16,
     pub(crate) capacity: u16,
@@ -121,7 +121,7 @@ impl Slab {
     }
 
     #[inline(always)]
-    unsafe fn bits(slab: *mut Self) -> *mut u64 {
+    pub(super) unsafe fn bits(slab: *mut Self) -> *mut u64 {
         // SAFETY: the bits follow the record.
         unsafe { slab.add(1).cast() }
     }
