@@ -21,6 +21,7 @@ Examples:
   breaktrace run -o heap.json -- make -j4       the report as JSON, children included
   breaktrace run --events e.jsonl -- ./main     every event, as it happens: tail -f, jq
   breaktrace run --allocator bundled -- ./main  run it on breaktrace's malloc, which tells what it does
+  breaktrace compare -- ./main                  on the system's malloc and on breaktrace's, side by side
   breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
   breaktrace attach --duration 10s 4242         watch it for ten seconds
   breaktrace report heap.json                   show a recording again
@@ -32,6 +33,13 @@ same signal. Its own failures exit with 125; 126 when the program cannot be exec
 the command line is wrong. The report goes to stderr, or where -o says.
 
 Signals to breaktrace: SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the program; SIGUSR1 takes a snapshot.";
+
+const COMPARE_HELP: &str = "\
+The program's standard output is shown once it has ended for the first time; that of later runs is only compared with
+it. Its standard input is the same in each run if it is a file, and empty otherwise. Address space randomization is
+left out.
+
+Exit status: the program's own; 1 when output or ending differed between runs; 125, 126, 127 and 2 as for `run`.";
 
 const ATTACH_HELP: &str = "\
 Ctrl-C (SIGINT), SIGTERM, --duration or the end of the processes ends the recording; the processes go on as they were:
@@ -61,6 +69,8 @@ pub(super) enum Command {
     Run(Run),
     /// Join running processes; Ctrl-C lets them go
     Attach(Attach),
+    /// Run a program on several allocators and put the figures side by side
+    Compare(Compare),
     /// Show a recorded report or event log again
     Report(Report),
     /// Show on breaktrace itself what malloc makes of the program break
@@ -161,6 +171,31 @@ pub(super) struct Run {
     // Last, as its heading holds for what comes after it.
     #[command(flatten)]
     pub(super) allocator: AllocatorOptions,
+}
+
+/// The same program on several allocators.
+#[derive(Debug, Args)]
+#[command(after_long_help = COMPARE_HELP)]
+pub(super) struct Compare {
+    /// The allocators: system, bundled, bundled:POLICY, or paths of malloc libraries; the first is the measure
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "system,bundled", value_parser = clap::value_parser!(OsString))]
+    pub(super) allocators: Vec<OsString>,
+
+    /// Run the program so often on each, and show medians
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) runs: u32,
+
+    /// Write the comparison to FILE instead of stderr; .json says the format
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: Option<PathBuf>,
+
+    /// Write it as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", value_hint = ValueHint::CommandWithArguments)]
+    pub(super) command: Vec<OsString>,
 }
 
 /// Which malloc the program uses, and how it is set up.

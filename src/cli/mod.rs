@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes one call into the layers below, and its outcome an exit status.
 
 mod args;
+mod compare;
 mod demo;
 mod doctor;
 mod inspect;
@@ -93,6 +94,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Run(run) => record::run(run),
         Command::Attach(attach) => record::attach(attach),
+        Command::Compare(arguments) => compare::compare(&arguments),
         Command::Report(report) => inspect::report(report),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),

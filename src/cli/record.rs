@@ -88,7 +88,7 @@ fn own_failure(failure: Failure) -> Failure {
     }
 }
 
-fn launch_failure(error: &LaunchError) -> Failure {
+pub(super) fn launch_failure(error: &LaunchError) -> Failure {
     let failure = Failure::new(error).code(error.exit_code());
     match error.hint() {
         Some(hint) => failure.hint(hint),

@@ -6,6 +6,7 @@
 
 mod allocator;
 mod chart;
+mod comparison;
 mod layout;
 pub(crate) mod style;
 pub(crate) mod table;
@@ -16,6 +17,8 @@ pub(crate) mod words;
 
 #[cfg(test)]
 mod tests;
+
+pub use comparison::comparison;
 
 use std::fmt;
 use std::path::Path;

@@ -5,6 +5,7 @@
 //! only added. What is not known is `null`, and a notice or the field's description says why.
 
 mod allocator;
+mod comparison;
 mod json;
 #[cfg(test)]
 mod schema;
@@ -19,6 +20,13 @@ pub use allocator::HeapErrorCount;
 pub use allocator::HeapErrors;
 pub use allocator::StepAllocator;
 pub use allocator::StepFigures;
+pub use comparison::COMPARISON_SCHEMA_NAME;
+pub use comparison::COMPARISON_SCHEMA_VERSION;
+pub use comparison::Column;
+pub use comparison::Comparison;
+pub use comparison::Row;
+pub use comparison::RowUnit;
+pub use comparison::Run;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;

@@ -12,6 +12,7 @@ mod allocator_programs;
 mod allocator_stress;
 mod allocator_tracing;
 mod attach;
+mod compare;
 mod demo;
 mod errors;
 mod foreign_abi;
