@@ -47,7 +47,7 @@ pub(super) fn compare(arguments: &args::Compare) -> Result<Ending, Failure> {
     let entries = arguments
         .allocators
         .iter()
-        .map(|word| entry(word))
+        .map(entry)
         .collect::<Result<Vec<_>, _>>()?;
     let mut input = Input::of_standard_input();
     let mut first: Option<(Vec<u8>, Option<Outcome>)> = None;

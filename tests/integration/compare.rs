@@ -1,14 +1,13 @@
 //! `compare`: the same program on several allocators.
 
 use std::fs::File;
-use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
 use crate::support::breaktrace;
 
 fn compare(arguments: &[&str], input: Stdio) -> Output {
-    Command::new(breaktrace())
+    breaktrace()
         .arg("compare")
         .args(arguments)
         .stdin(input)
