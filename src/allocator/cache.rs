@@ -292,16 +292,16 @@ impl<K: Kernel> Heap<K> {
         let wanted = usize::from(capacity / 2).max(1);
         cache.capacity[class] = (capacity * 2).min(most_blocks(class) as u16);
         let first = usize::from(SLOT[class]);
-        let blocks = &mut cache.slots[first..first + wanted] as *mut [usize];
         let arena = self.lock_arena(cache);
-        // SAFETY: the lock is held; the slots are the cache's, and hold nothing while the count is 0.
+        let blocks = &mut cache.slots[first..first + wanted];
+        // SAFETY: the lock is held; the slots hold nothing while the count is 0.
         let taken = unsafe {
-            let taken = (*arena).take_small(self, class, request, &mut *blocks);
+            let taken = (*arena).take_small(self, class, request, blocks);
             (*arena).lock.give(&self.kernel);
-            // The lowest address is handed out first, as it was cut first.
-            (&mut (*blocks))[..taken].reverse();
             taken
         };
+        // The lowest address is handed out first, as it was cut first.
+        blocks[..taken].reverse();
         cache.counters.cached[class].set(taken as u32);
         taken > 0
     }
