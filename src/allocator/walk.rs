@@ -35,6 +35,8 @@ use super::header::Header;
 use super::header::MEDIUM;
 use super::header::State;
 use super::header::canary_byte_is_right;
+use super::large;
+use super::large::LargeRecord;
 use super::round_down;
 use super::size_class::small_bytes;
 use super::slab::Slab;
@@ -124,9 +126,9 @@ impl Totals {
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Walk {
-    /// Why not everything in the arenas was seen; `None` if it was.
+    /// Why not everything was seen; `None` if it was.
     pub stopped: Option<Stop>,
-    /// Live blocks in arenas. Large ones are mappings of their own, and are not among them.
+    /// Live blocks that were seen.
     pub live_blocks: u64,
     /// Bytes asked for in them.
     pub live_bytes: u64,
@@ -156,6 +158,8 @@ pub enum Stop {
     Overwritten(u64),
     /// As many bytes were read as allowed.
     Limit,
+    /// So many large blocks that there should be were not found.
+    NotFound(u64),
 }
 
 impl core::fmt::Display for Stop {
@@ -164,14 +168,25 @@ impl core::fmt::Display for Stop {
             Self::Locked => f.write_str("a thread was inside the allocator"),
             Self::Unreadable(at) => write!(f, "memory at {at:#x} cannot be read"),
             Self::Overwritten(at) => write!(f, "the heap's records were overwritten at {at:#x}"),
+            Self::NotFound(1) => f.write_str("a large block was not found"),
+            Self::NotFound(blocks) => write!(f, "{blocks} large blocks were not found"),
             Self::Limit => f.write_str("it is too large to be looked through"),
         }
     }
 }
 
-/// Looks through all arenas of the heap that `page` was read from.
+/// Large blocks lie in mappings of their own, to which nothing leads but the program.
+#[derive(Clone, Copy, Debug)]
+pub struct Large<'a> {
+    /// How many are live, by the counters.
+    pub blocks: u64,
+    /// Where anonymous memory is that can be read and written: first address, and the one behind the last.
+    pub places: &'a [(u64, u64)],
+}
+
+/// Looks through the heap that `page` was read from: all arenas, then for large blocks.
 #[must_use]
-pub fn walk(page: &Page, memory: &impl Memory, limits: Limits) -> Walk {
+pub fn walk(page: &Page, memory: &impl Memory, large: Large<'_>, limits: Limits) -> Walk {
     let mut walker = Walker {
         window: Window::new(memory, limits.bytes),
         limits,
@@ -179,11 +194,13 @@ pub fn walk(page: &Page, memory: &impl Memory, limits: Limits) -> Walk {
         guard: page.settings.guard.get() != 0,
         known: known_errors(page),
         seen: BTreeSet::new(),
+        spans: BTreeMap::new(),
         small_sizes: vec![0; 1024],
         other_sizes: BTreeMap::new(),
         walk: Walk::default(),
     };
     walker.arenas(page.arenas.get());
+    walker.large_blocks(large);
     walker.finish()
 }
 
@@ -315,6 +332,8 @@ struct Walker<'a, M> {
     known: BTreeSet<u64>,
     /// Segments and arenas that were visited.
     seen: BTreeSet<u64>,
+    /// Start and end of segments.
+    spans: BTreeMap<u64, u64>,
     /// Live blocks by size, up to the first that is not small.
     small_sizes: Vec<u64>,
     other_sizes: BTreeMap<u64, u64>,
@@ -458,6 +477,7 @@ impl<M: Memory> Walker<'_, M> {
                 end: if is_open { top.end } else { end },
                 top: is_open.then_some(top),
             };
+            self.spans.insert(segment, span.end);
             let mut totals = Totals {
                 segments: 1,
                 ..Totals::default()
@@ -740,6 +760,75 @@ impl<M: Memory> Walker<'_, M> {
     }
 }
 
+/// Where in their mapping large blocks may begin, alignments being powers of two.
+const LARGE_FRONTS: [u64; 7] = [64, 128, 256, 512, 1024, 2048, 4096];
+const _: () = assert!(LARGE_FRONTS[0] == large::FRONT as u64);
+
+impl<M: Memory> Walker<'_, M> {
+    /// Looks for large blocks at the starts of pages, until all are found.
+    fn large_blocks(&mut self, large: Large<'_>) {
+        let most = self.walk.live_blocks.saturating_add(large.blocks);
+        for (start, end) in large.places {
+            let mut address = *start;
+            while address < *end && self.walk.live_blocks < most {
+                if self.walk.stopped == Some(Stop::Limit) {
+                    return;
+                }
+                self.window.end = *end;
+                let next = match self.large_block(address, *end) {
+                    Ok(next) => next,
+                    // Not all memory can be read, and what cannot is hardly a block.
+                    Err(Stop::Unreadable(_)) => None,
+                    Err(why) => return self.stop(why),
+                };
+                address = next.unwrap_or(address.saturating_add(PAGE));
+            }
+        }
+        if self.walk.live_blocks < most {
+            self.stop(Stop::NotFound(most - self.walk.live_blocks));
+        }
+    }
+
+    /// Looks at a page: where to go on, if a block or a segment begins there.
+    fn large_block(&mut self, address: u64, end: u64) -> Result<Option<u64>> {
+        let behind = |length: u64| address.checked_add(length).filter(|next| *next <= end);
+        // The heap at the break begins anywhere; segments elsewhere at pages.
+        if let Some((_, segment_end)) = self.spans.range(..=address).next_back()
+            && *segment_end > address
+        {
+            return Ok(segment_end.checked_next_multiple_of(PAGE));
+        }
+        for front in LARGE_FRONTS {
+            let Some(block) = behind(front) else {
+                return Ok(None);
+            };
+            let mut words = [0; 4];
+            let record = block - (HEADER_BYTES + large::RECORD) as u64;
+            for (at, word) in (record..).step_by(8).zip(&mut words) {
+                *word = self.window.word(at)?;
+            }
+            let Some(record) = LargeRecord::from_words(words, block as usize, self.secret) else {
+                continue;
+            };
+            let (length, size) = (record.length as u64, record.size as u64);
+            let fits = size.checked_add(front).is_some_and(|used| used < length);
+            let Some(next) = behind(length).filter(|_| fits && record.start as u64 == address)
+            else {
+                continue;
+            };
+            let header = Header::from_word(self.window.word(block - HEADER_BYTES as u64)?);
+            if header.state(block as usize, self.secret) == State::Live {
+                self.live_block(block, size)?;
+            } else {
+                self.live(size);
+                self.broken(block);
+            }
+            return Ok(Some(next));
+        }
+        Ok(None)
+    }
+}
+
 /// A small block's place.
 #[derive(Clone, Copy)]
 struct Small {
@@ -779,7 +868,6 @@ const _: () = assert!(CANARY == guard::ZONE);
 #[cfg(test)]
 mod tests {
     use super::super::Setup;
-    use super::super::header::LARGE;
     use super::super::tests::Program;
     use super::super::tests::Random;
     use super::*;
@@ -789,6 +877,7 @@ mod tests {
     struct Image {
         parts: Vec<(u64, Vec<u8>)>,
         page: Page,
+        large_blocks: u64,
     }
 
     impl Memory for Image {
@@ -822,11 +911,21 @@ mod tests {
             Self {
                 parts,
                 page: Page::from_bytes(&page.1).unwrap(),
+                large_blocks: program.heap.counters().live_large_blocks,
             }
         }
 
         fn walk(&self) -> Walk {
-            walk(&self.page, self, Limits::default())
+            let places: Vec<(u64, u64)> = self
+                .parts
+                .iter()
+                .map(|(start, part)| (*start, start + part.len() as u64))
+                .collect();
+            let large = Large {
+                blocks: self.large_blocks,
+                places: &places,
+            };
+            walk(&self.page, self, large, Limits::default())
         }
 
         fn write(&mut self, address: usize, bytes: &[u8]) {
@@ -843,11 +942,6 @@ mod tests {
 
     fn program(setup: &Setup) -> Program {
         Program::with_region(setup, 16 << 20)
-    }
-
-    fn is_large(address: usize) -> bool {
-        // SAFETY: a live block.
-        unsafe { Header::read(address) }.kind() == LARGE
     }
 
     fn setups() -> Vec<Setup> {
@@ -876,14 +970,7 @@ mod tests {
                 assert_eq!(walk.stopped, None);
                 assert_eq!(walk.damage, []);
                 assert_eq!(walk.arenas_that_disagree, 0);
-                if setup.guard {
-                    continue;
-                }
-                let seen: Vec<usize> = program
-                    .held()
-                    .filter(|(address, _)| !is_large(*address))
-                    .map(|(_, size)| size)
-                    .collect();
+                let seen: Vec<usize> = program.held().map(|(_, size)| size).collect();
                 assert_eq!(walk.live_blocks, seen.len() as u64);
                 assert_eq!(walk.live_bytes, seen.iter().sum::<usize>() as u64);
                 let most = walk.largest[0];
@@ -932,7 +1019,7 @@ mod tests {
                 guard,
                 ..Setup::default()
             });
-            for size in [1, 8, 56, 60, 1000, 1016, 3000, 20_000] {
+            for size in [1, 8, 56, 60, 1000, 1016, 3000, 20_000, 300_000] {
                 program.malloc(size);
                 let block = program.malloc(size);
                 program.malloc(size);
@@ -950,7 +1037,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "copies padding")]
     fn bytes_written_before_the_start_are_told_with_the_block() {
         let mut program = program(&Setup::default());
-        for size in [60, 3000] {
+        for size in [60, 3000, 300_000] {
             program.malloc(size);
             let block = program.malloc(size);
             let (damage, stopped) = only_damage(&program, &[(block - 1, b"x")]);
@@ -1017,6 +1104,10 @@ mod tests {
         assert!(matches!(image.walk().stopped, Some(Stop::Unreadable(_))));
         image.parts.clear();
         assert!(matches!(image.walk().stopped, Some(Stop::Unreadable(_))));
+        let large = program.malloc(300_000);
+        let mut image = Image::of(&program);
+        image.write(large - 40, b"x");
+        assert_eq!(image.walk().stopped, Some(Stop::NotFound(1)));
     }
 
     #[test]
@@ -1032,7 +1123,11 @@ mod tests {
                 bytes,
                 ..Limits::default()
             };
-            let walk = walk(&image.page, &image, limits);
+            let large = Large {
+                blocks: 0,
+                places: &[],
+            };
+            let walk = walk(&image.page, &image, large, limits);
             assert_eq!(walk.stopped, Some(Stop::Limit));
             assert!(walk.read_bytes <= bytes);
         }
