@@ -80,21 +80,6 @@ fn more_threads_than_processors_under_load_find_every_byte_in_place() {
     expect_all_bytes_kept(9, 15_000);
 }
 
-#[test]
-fn a_heap_error_ends_no_correct_program() {
-    let Some(program) = compiled("malloc_stress.c") else {
-        return;
-    };
-    for guard in ["0", "1"] {
-        let mut command = Command::new(&program);
-        command
-            .args([seed(77).as_str(), "50000", "3"])
-            .env("BREAKTRACE_GUARD", guard)
-            .env("BREAKTRACE_ON_HEAP_ERROR", "abort");
-        expect_ok(preload(&mut command, &SETTINGS[0]), &SETTINGS[0]);
-    }
-}
-
 /// Runs an amount of load, operations and threads, with strace in the kernel's place for one kind of call; `None`
 /// without strace.
 fn run_with_refusals(refusal: &str, amount: [&str; 2], setting: &Setting) -> Option<Ended> {
