@@ -554,6 +554,10 @@ impl Arena {
     fn shrink_top<K: Kernel>(&mut self, heap: &Heap<K>, keep: usize, cause: Cause) {
         let page = heap.kernel.page_size();
         let end = round_up(self.top + UNIT + keep, page);
+        if !self.top_at_break && heap.policy() == Policy::Eager {
+            self.unmap_top(heap, end, cause);
+            return;
+        }
         if !self.top_at_break {
             let dirty_end = round_up(self.fresh, page).min(self.top_end);
             if end < dirty_end {
@@ -581,6 +585,22 @@ impl Arena {
             self.counters.trims.add(1);
             self.set_top(self.top, end);
         }
+    }
+
+    /// Unmaps the pages of a mapped segment from `end` on.
+    fn unmap_top<K: Kernel>(&mut self, heap: &Heap<K>, end: usize, cause: Cause) {
+        let length = self.top_end.saturating_sub(end);
+        if length == 0 {
+            return;
+        }
+        let segment = self.counters.segments.get() as usize;
+        // SAFETY: the newest segment is the one with the top; all of it from `end` on is free.
+        unsafe { (*core::ptr::with_exposed_provenance_mut::<Segment>(segment)).end = end };
+        self.mapped -= length;
+        self.fresh = self.fresh.min(end);
+        self.counters.trims.add(1);
+        self.set_top(self.top, end);
+        heap.unmap(end, length, cause);
     }
 
     /// malloc_trim: empty slabs go, the top down to `trim_keep`, and whole free pages of all chunks.
@@ -657,7 +677,7 @@ impl Arena {
         if contiguous {
             self.set_top(self.top, got);
         } else {
-            self.open_segment(now, got, true);
+            self.open_segment(heap, now, got, true);
         }
         true
     }
@@ -686,7 +706,7 @@ impl Arena {
             let length = round_up(length, page);
             if let Some(start) = heap.map(length) {
                 self.mapped += length;
-                self.open_segment(start, start + length, false);
+                self.open_segment(heap, start, start + length, false);
                 return true;
             }
         }
@@ -694,9 +714,15 @@ impl Arena {
     }
 
     /// Begins a segment and makes it the one with the top; the old top becomes a free chunk.
-    fn open_segment(&mut self, start: usize, end: usize, at_break: bool) {
+    fn open_segment<K: Kernel>(
+        &mut self,
+        heap: &Heap<K>,
+        start: usize,
+        end: usize,
+        at_break: bool,
+    ) {
         if self.top != 0 {
-            self.close_segment();
+            self.close_segment(heap);
         }
         let address = round_up(start, UNIT);
         let top = address + SEGMENT_RECORD;
@@ -720,9 +746,28 @@ impl Arena {
         self.set_top(top, top_end);
     }
 
-    fn close_segment(&mut self) {
+    fn close_segment<K: Kernel>(&mut self, heap: &Heap<K>) {
         let (top, size) = (Chunk(self.top), self.top_size());
         let segment = self.counters.segments.get() as usize;
+        // SAFETY: segments of the list are mapped.
+        let record = unsafe { &*core::ptr::with_exposed_provenance::<Segment>(segment) };
+        let (start, segment_end, next) = (record.start, record.end, record.next);
+        if record.at_break == 0
+            && top.0 == segment + SEGMENT_RECORD
+            && heap.policy() != Policy::Never
+        {
+            // Nothing of it is in use.
+            let length = segment_end - start;
+            self.counters.segments.set(next as u64);
+            self.counters
+                .segment_record_bytes
+                .sub((length - size) as u64);
+            self.counters.top_bytes.set(0);
+            (self.top, self.top_end) = (0, 0);
+            self.mapped -= length;
+            heap.unmap(start, length, Cause::Trim);
+            return;
+        }
         let end = if size < SMALLEST + UNIT {
             top
         } else {

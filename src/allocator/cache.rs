@@ -75,7 +75,7 @@ const SPARE_PART: usize = 8;
 
 /// Bytes of medium chunks given back to their arenas between two consolidations; glibc consolidates whenever a free
 /// chunk reaches 64 KiB (malloc.c, `FASTBIN_CONSOLIDATION_THRESHOLD`).
-const CONSOLIDATE: usize = 256 << 10;
+const CONSOLIDATE: usize = 64 << 10;
 
 /// Smaller changes of what a thread has in use are not told.
 const WORTH_TELLING: i64 = 4096;

@@ -28,7 +28,7 @@ const FRESH: u8 = 0xcd;
 /// Value of bytes of freed blocks.
 const FREED: u8 = 0xdf;
 /// Value of bytes in red zones: none that text has.
-const ZONE: u8 = 0xf9;
+pub(super) const ZONE: u8 = 0xf9;
 
 /// Bytes of the zone behind a block.
 const BEHIND: usize = 32;
@@ -42,7 +42,8 @@ struct Front {
     distance: usize,
 }
 
-const FRONT: usize = size_of::<Front>() + HEADER_BYTES;
+/// Bytes from the start of a front to its block.
+pub(super) const FRONT: usize = size_of::<Front>() + HEADER_BYTES;
 
 /// Blocks in quarantine, and bytes of them.
 const QUARANTINE_BLOCKS: usize = 4096;

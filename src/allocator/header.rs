@@ -187,6 +187,12 @@ impl Header {
         })
     }
 
+    /// The value of a header that was copied.
+    #[cfg(not(preload))]
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
     /// Writes the header of the block at this address.
     ///
     /// # Safety
@@ -234,6 +240,12 @@ pub(crate) unsafe fn canary_is_right(address: usize) -> bool {
     // SAFETY: the caller's promise; where it is the next header's guard, another thread may write it meanwhile.
     let byte = unsafe { AtomicU8::from_ptr(core::ptr::with_exposed_provenance_mut(address)) }
         .load(Relaxed);
+    canary_byte_is_right(byte)
+}
+
+/// Whether this is the value of the byte behind a block's end.
+#[inline(always)]
+pub(crate) fn canary_byte_is_right(byte: u8) -> bool {
     byte | CANARY_DONT_CARE == CANARY | CANARY_DONT_CARE
 }
 
@@ -251,9 +263,9 @@ mod tests {
         assert!(!header.is_live(0x5001, 77));
         assert!(header.freed().is_free_small(0x5000, 77, 3));
         assert!(!header.freed().is_free_small(0x5000, 77, 4));
-        assert_eq!((header.small_size(), header.slab_distance()), (60, 64 * 16));
+        assert_eq!((header.small_size(), header.slab_distance()), (60, 64));
         let again = header.freed().taken(33);
-        assert_eq!((again.small_size(), again.slab_distance()), (33, 64 * 16));
+        assert_eq!((again.small_size(), again.slab_distance()), (33, 64));
         assert_eq!(again.state(0x5000, 77), State::Live);
     }
 

@@ -19,7 +19,7 @@ use super::round_up;
 use crate::stats_page::Cause;
 
 /// Bytes from the start of a mapping to a block without special alignment.
-const FRONT: usize = 64;
+pub(crate) const FRONT: usize = 64;
 
 /// Large blocks without special alignment are at this distance behind a multiple of that: they begin at pages.
 pub(crate) const PLACE: usize = FRONT;
@@ -71,7 +71,8 @@ pub(crate) struct LargeRecord {
     pub(crate) size: usize,
 }
 
-const RECORD: usize = size_of::<LargeRecord>();
+/// Bytes of a record.
+pub(crate) const RECORD: usize = size_of::<LargeRecord>();
 const _: () = assert!(RECORD + HEADER_BYTES <= FRONT);
 
 impl LargeRecord {
@@ -109,6 +110,19 @@ impl LargeRecord {
                 .read_unaligned()
         };
         (record.check == record.checked(block, secret)).then_some(record)
+    }
+
+    /// A record that was copied from before `block`, if it is one of this block.
+    #[cfg(not(preload))]
+    pub(crate) fn from_words(words: [u64; 4], block: usize, secret: u64) -> Option<Self> {
+        let [check, start, length, size] = words;
+        let record = Self {
+            check,
+            start: start as usize,
+            length: length as usize,
+            size: size as usize,
+        };
+        (check == record.checked(block, secret)).then_some(record)
     }
 
     unsafe fn write(self, block: usize, secret: u64) {

@@ -37,6 +37,8 @@ mod size_class;
 mod slab;
 #[cfg(test)]
 mod tests;
+#[cfg(not(preload))]
+pub mod walk;
 
 use core::cell::UnsafeCell;
 use core::mem::size_of;

@@ -113,6 +113,10 @@ pub(crate) fn cache_or_new() -> *mut Cache {
             return (*local).cache;
         }
         start::begin();
+        if !HEAP.has_begun() {
+            // Not even the page could be had.
+            return core::ptr::null_mut();
+        }
         // The setting may change once: when the environment becomes known.
         if HEAP.setup().guard {
             return core::ptr::null_mut();

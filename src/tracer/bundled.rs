@@ -13,16 +13,23 @@ use super::library;
 use super::proc;
 use super::stats_reader::ReadError;
 use super::stats_reader::Reader;
+use crate::allocator::walk::Walk;
 use crate::event::AbsenceReason;
 use crate::event::AllocatorAbsence;
 use crate::event::AllocatorChoice;
 use crate::event::AllocatorSetup;
 use crate::event::EventKind;
+use crate::event::FoundBy;
+use crate::event::HeapError;
+use crate::event::HeapWalk;
 use crate::event::ReadingMoment;
+use crate::event::SizeCount;
 use crate::event::SpaceId;
 use crate::mapping;
 use crate::mapping::Mapping;
+use crate::mapping::MappingKind;
 use crate::stats_page;
+use crate::units::Address;
 use crate::units::Timestamp;
 
 /// With more thread caches than so many, reading takes as long as a call: then figures are read less often.
@@ -402,6 +409,27 @@ impl Tracer {
         }
     }
 
+    /// Looks through the heap of a program that is about to end, if none of its threads runs any more.
+    pub(super) fn walk_bundled(&mut self, tid: u32, space: SpaceId) {
+        if !self.is_still(space, Some(tid)) {
+            return;
+        }
+        let Some(reader) = self
+            .bundled(space)
+            .and_then(|bundled| bundled.reader.as_mut())
+        else {
+            return;
+        };
+        let Ok(figures) = reader.read(tid) else {
+            return;
+        };
+        let places = private_memory(&mapping::read(tid).unwrap_or_default());
+        let walk = Reader::walk(tid, &figures, &places);
+        for kind in seen_in_heap(&walk) {
+            self.record(tid, space, kind);
+        }
+    }
+
     /// The figures of a program that thread `tid` may be about to replace; none if another process uses its memory,
     /// which then stays.
     pub(super) fn read_bundled_before_exec(&mut self, tid: u32) -> Vec<EventKind> {
@@ -463,6 +491,54 @@ impl Tracer {
                     .is_some_and(|process| process.space == space)
         })
     }
+}
+
+/// Where a heap may have mapped memory.
+fn private_memory(mappings: &[Mapping]) -> Vec<(u64, u64)> {
+    mappings
+        .iter()
+        .filter(|mapping| mapping.kind() == MappingKind::Anonymous)
+        .filter(|mapping| mapping.permissions.read && mapping.permissions.write)
+        .map(|mapping| (mapping.start.0, mapping.end.0))
+        .collect()
+}
+
+/// What a walk through the heap tells: errors first.
+fn seen_in_heap(walk: &Walk) -> Vec<EventKind> {
+    let errors = walk.damage.iter().map(|damage| {
+        EventKind::HeapError(HeapError {
+            number: None,
+            kind: damage.kind.into(),
+            found_by: FoundBy::Exit,
+            address: Address(damage.address),
+            size_bytes: damage.size,
+            changed: Some(Address(damage.changed)),
+            tid: None,
+        })
+    });
+    let stopped = walk
+        .stopped
+        .map(|stop| stop.to_string())
+        .or_else(|| walk.more_damage.then(|| "it is full of errors".to_owned()))
+        .or_else(|| {
+            (walk.arenas_that_disagree > 0)
+                .then(|| "its chunks are not what its counters say".to_owned())
+        });
+    let walked = EventKind::HeapWalked(HeapWalk {
+        complete: stopped.is_none(),
+        stopped,
+        live_blocks: walk.live_blocks,
+        live_bytes: walk.live_bytes,
+        largest: walk
+            .largest
+            .iter()
+            .map(|size| SizeCount {
+                size_bytes: size.bytes,
+                blocks: size.blocks,
+            })
+            .collect(),
+    });
+    errors.chain([walked]).collect()
 }
 
 /// The figures could not be read, and will not be again.

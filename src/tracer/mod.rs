@@ -816,7 +816,10 @@ impl Tracer {
             SnapshotReason::Request | SnapshotReason::Interval => {
                 self.tell_bundled(tid, space, ReadingMoment::Snapshot, false);
             }
-            SnapshotReason::End => self.tell_bundled(tid, space, ReadingMoment::End, true),
+            SnapshotReason::End => {
+                self.tell_bundled(tid, space, ReadingMoment::End, true);
+                self.walk_bundled(tid, space);
+            }
             SnapshotReason::Start | SnapshotReason::Verify | SnapshotReason::Resync => {}
         }
         true

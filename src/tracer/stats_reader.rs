@@ -6,6 +6,8 @@
 use nix::errno::Errno;
 
 use super::sys;
+use crate::allocator::walk;
+use crate::allocator::walk::Walk;
 use crate::event::AllocatorFigures;
 use crate::event::AllocatorReading;
 use crate::event::AllocatorSetup;
@@ -190,6 +192,21 @@ impl Reader {
         })
     }
 
+    /// Looks through the heap, by figures that were just read through the same thread; `places` is where large blocks may
+    /// be.
+    pub(super) fn walk(tid: u32, figures: &Figures, places: &[(u64, u64)]) -> Walk {
+        let large = walk::Large {
+            blocks: figures.counters.live_large_blocks,
+            places,
+        };
+        walk::walk(
+            &figures.page,
+            &MemoryOf(tid),
+            large,
+            walk::Limits::default(),
+        )
+    }
+
     /// The heap errors that have not been told. Of many at once, the page keeps the latest.
     pub(super) fn new_errors(&mut self, figures: &Figures) -> Vec<HeapError> {
         let count = figures.page.error_count.get();
@@ -203,6 +220,15 @@ impl Reader {
             .collect();
         self.errors_told = self.errors_told.max(count.min(u64::MAX - 1));
         errors
+    }
+}
+
+/// Memory of a thread.
+struct MemoryOf(u32);
+
+impl walk::Memory for MemoryOf {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+        sys::read_memory(self.0, address, bytes) == Ok(bytes.len())
     }
 }
 
