@@ -16,7 +16,7 @@ use crate::units::ByteSize;
 /// Shows a comparison, a table of several if the line is too short for all allocators.
 #[must_use]
 pub fn comparison(comparison: &Comparison, options: TextOptions) -> String {
-    let mut lines = vec![heading(comparison)];
+    let mut lines = vec![heading(comparison, options.width)];
     lines.push(Line::default());
     for group in groups(comparison, options.width) {
         // The columns' names are a row, as no two tables have the same.
@@ -41,15 +41,17 @@ pub fn comparison(comparison: &Comparison, options: TextOptions) -> String {
     text
 }
 
-fn heading(comparison: &Comparison) -> Line {
+fn heading(comparison: &Comparison, width: usize) -> Line {
     let program = comparison.command.first().map_or("", String::as_str);
-    let mut line = Line::of(Tone::Strong, &words::command(program, &comparison.command));
-    if comparison.runs > 1 {
-        line.push(
-            Tone::Faint,
-            &format!("  medians of {} runs each", comparison.runs),
-        );
-    }
+    let runs = if comparison.runs > 1 {
+        format!("  medians of {} runs each", comparison.runs)
+    } else {
+        String::new()
+    };
+    let command = words::command(program, &comparison.command);
+    let room = width.saturating_sub(words::columns(&runs));
+    let mut line = Line::of(Tone::Strong, &words::cut(&command, room));
+    line.push(Tone::Faint, &runs);
     line
 }
 
@@ -76,7 +78,12 @@ fn table(comparison: &Comparison, group: &[usize]) -> Table {
         .iter()
         .map(|&index| Cell::of(Tone::Strong, &short_name(&comparison.columns[index].name)));
     table.row([Cell::plain("")].into_iter().chain(names).collect());
-    for row in &comparison.rows {
+    let is_known = |row: &&Row| {
+        group
+            .iter()
+            .any(|&index| row.values.get(index).is_some_and(Option::is_some))
+    };
+    for row in comparison.rows.iter().filter(is_known) {
         let mut cells = vec![Cell::plain(row.name.replace('_', " "))];
         cells.extend(group.iter().map(|&index| cell(row, index)));
         table.row(cells);
@@ -243,6 +250,17 @@ mod tests {
         let headings = text.lines().filter(|line| line.contains("system")).count();
         assert_eq!(headings, 3, "{text}");
         assert!(text.contains("libjemalloc"), "{text}");
+    }
+
+    #[test]
+    fn a_long_command_is_cut_to_the_line() {
+        let mut wide = of(&[("system", run(&[moved(MIB)], true))]);
+        wide.command.push("x".repeat(200));
+        wide.runs = 3;
+        let text = comparison(&wide, NARROW);
+        let heading = text.lines().next().unwrap();
+        assert!(words::columns(heading) <= 80, "{text}");
+        assert!(heading.ends_with("medians of 3 runs each"), "{text}");
     }
 
     #[test]
