@@ -748,7 +748,13 @@ impl<K: Kernel> Heap<K> {
             }
             let next = block + block_bytes;
             let mended = Header::read(next).mended_low();
-            if mended.state(next, self.secret()) != header::State::Broken {
+            // A live block whose end is not where its header says has lost more than a byte.
+            let is_whole = match mended.state(next, self.secret()) {
+                header::State::Live => canary_is_right(next + mended.small_size()),
+                header::State::Free => true,
+                header::State::Broken => false,
+            };
+            if is_whole {
                 header::write_low_guard(next, mended);
             }
         }

@@ -632,8 +632,11 @@ impl<M: Memory> Walker<'_, M> {
             let header = Header::from_word(self.window.word(block - HEADER_BYTES as u64)?);
             let size = self.window.word(block - guard::FRONT as u64 + 8)?;
             let distance = self.window.word(block - guard::FRONT as u64 + 16)?;
+            let mended = header.mended();
+            let is_header = header.state(block as usize, self.secret) != State::Broken
+                || mended.state(block as usize, self.secret) == State::Live;
             if header.kind() == GUARDED
-                && header.state(block as usize, self.secret) != State::Broken
+                && is_header
                 && distance == offset
                 && u64::from(header.data()) == size
                 && size <= room - offset
@@ -654,9 +657,19 @@ impl<M: Memory> Walker<'_, M> {
     /// Counts a guarded block, and looks at its zones.
     fn guarded(&mut self, inner: u64, room: u64, found: (u64, Header, u64)) -> Result<Before> {
         let (block, header, size) = found;
-        // In quarantine, which the program looks at itself.
-        if header.state(block as usize, self.secret) != State::Live {
-            return Ok(Before::Fine);
+        match header.state(block as usize, self.secret) {
+            State::Live => {}
+            // In quarantine, which the program looks at itself.
+            State::Free => return Ok(Before::Fine),
+            // Of its header only the byte next to the block was overwritten.
+            State::Broken => {
+                self.damaged(
+                    HeapErrorKind::WriteBeforeStart,
+                    block,
+                    Some(size),
+                    block - 1,
+                );
+            }
         }
         self.live(size);
         if let Some(changed) = self.first_changed(inner, block - guard::FRONT as u64 + 8)? {
@@ -721,7 +734,12 @@ impl<M: Memory> Walker<'_, M> {
                 distance: first as usize + index * small_bytes(class),
                 is_free: bits[index / 64] >> (index % 64) & 1 == 1,
             };
+            let block = small.block;
             before = self.small(small, before)?;
+            // What the program has reported of this block may have reached the next one.
+            if self.known.contains(&block) {
+                before = Before::Overflowed;
+            }
         }
         Ok(free as u64 * bytes)
     }

@@ -588,7 +588,8 @@ fn attaching_finds_what_another_breaktrace_preloaded() {
     assert!(made.is_ok_and(|status| status.success()));
     // Opened for both, so that it never ends.
     let script = format!(
-        "{} <>{} >/dev/null 2>&1 & echo $!",
+        "{} <>{} >/dev/null 2>&1 & \
+         until [ \"$(cat /proc/$!/comm)\" = puppet ] && grep -q libbreaktrace /proc/$!/maps; do :; done; echo $!",
         fixture("puppet").display(),
         fifo.display()
     );
