@@ -36,10 +36,11 @@ Signals to breaktrace: SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the 
 
 const COMPARE_HELP: &str = "\
 The program's standard output is shown once it has ended for the first time; that of later runs is only compared with
-it. Its standard input is the same in each run if it is a file, and empty otherwise. Address space randomization is
-left out.
+it. Standard error is shown of every run. Its standard input is the same in each run if it is a file, and empty
+otherwise. Address space randomization is left out. Ctrl-C ends the program and starts no further run.
 
-Exit status: the program's own; 1 when output or ending differed between runs; 125, 126, 127 and 2 as for `run`.";
+Exit status: the program's own; 1 when output or ending differed between runs; 125 when breaktrace failed or was
+interrupted; 126, 127 and 2 as for `run`.";
 
 const ATTACH_HELP: &str = "\
 Ctrl-C (SIGINT), SIGTERM, --duration or the end of the processes ends the recording; the processes go on as they were:
@@ -185,7 +186,7 @@ pub(super) struct Compare {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) runs: u32,
 
-    /// Write the comparison to FILE instead of stderr; .json says the format
+    /// Write the comparison to FILE instead of stderr; .json says the format; - is stdout
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) output: Option<PathBuf>,
 

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::Ending;
@@ -19,9 +19,9 @@ use super::USAGE;
 use super::args;
 use super::output::cannot_write;
 use super::output::excuse_closed_pipe;
+use super::output::probe;
 use super::output::write_whole;
 use super::record::launch_failure;
-use crate::event::EndReason;
 use crate::event::Outcome;
 use crate::model::Recorder;
 use crate::render;
@@ -32,6 +32,7 @@ use crate::stats_page::Policy;
 use crate::stats_page::environment;
 use crate::tracer::Allocator;
 use crate::tracer::Launch;
+use crate::tracer::LibraryError;
 use crate::tracer::Options;
 use crate::tracer::Tracer;
 
@@ -44,13 +45,22 @@ struct Entry {
 
 /// `breaktrace compare`.
 pub(super) fn compare(arguments: &args::Compare) -> Result<Ending, Failure> {
+    // That code says that results differ.
+    run_all(arguments).map_err(|failure| match failure.code {
+        FAILED => failure.code(RUN_FAILED),
+        _ => failure,
+    })
+}
+
+fn run_all(arguments: &args::Compare) -> Result<Ending, Failure> {
     let entries = arguments
         .allocators
         .iter()
         .map(entry)
         .collect::<Result<Vec<_>, _>>()?;
+    check_output(arguments)?;
     let mut input = Input::of_standard_input();
-    let mut first: Option<(Vec<u8>, Option<Outcome>)> = None;
+    let mut first: Option<(File, Option<Outcome>)> = None;
     let mut results = Vec::new();
     let mut interrupted = false;
     for entry in entries {
@@ -60,19 +70,25 @@ pub(super) fn compare(arguments: &args::Compare) -> Result<Ending, Failure> {
                 break;
             }
             input.rewind()?;
-            let (run, output) = run_once(&entry, arguments)?;
-            interrupted = run.report.end.reason == Some(EndReason::Interrupted);
-            runs.push(match &first {
-                Some((text, outcome)) => Run {
-                    same_result: *text == output && *outcome == run.outcome,
-                    ..run
-                },
+            let Recorded {
+                run,
+                output,
+                was_asked_to_end,
+            } = run_once(&entry, arguments)?;
+            interrupted = was_asked_to_end;
+            let (text, outcome) = match &first {
+                Some(first) => first,
                 None => {
                     pass_on(&output)?;
-                    first = Some((output, run.outcome));
-                    run
+                    first.insert((output.try_clone().map_err(cannot_keep)?, run.outcome))
                 }
-            });
+            };
+            // A run that was cut short is no measure of anything.
+            if !interrupted {
+                let same_result =
+                    *outcome == run.outcome && same_bytes(text, &output).map_err(cannot_keep)?;
+                runs.push(Run { same_result, ..run });
+            }
         }
         if !runs.is_empty() {
             results.push((entry.name, runs));
@@ -84,11 +100,16 @@ pub(super) fn compare(arguments: &args::Compare) -> Result<Ending, Failure> {
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
     let comparison = Comparison::of(command, &results);
-    write(&comparison, arguments)?;
+    if !results.is_empty() {
+        write(&comparison, arguments)?;
+    }
     if interrupted {
-        return Err(
-            Failure::new("interrupted; the comparison covers the runs so far").code(RUN_FAILED),
-        );
+        let message = if results.is_empty() {
+            "interrupted before a run had ended"
+        } else {
+            "interrupted; the comparison covers the runs that had ended"
+        };
+        return Err(Failure::new(message).code(RUN_FAILED));
     }
     if comparison.columns.iter().any(|column| !column.same_result) {
         return Ok(Ending::Code(FAILED));
@@ -129,27 +150,57 @@ fn entry(word: &OsString) -> Result<Entry, Failure> {
 }
 
 fn library(word: &OsString, name: String) -> Result<Entry, Failure> {
-    let path = PathBuf::from(word);
-    if let Err(error) = File::open(&path) {
-        return Err(Failure::new(format!("cannot preload `{name}`: {error}"))
-            .hint("system, bundled, bundled:POLICY, or the path of a malloc library")
-            .code(USAGE));
+    let allocator = Allocator::Library(PathBuf::from(word));
+    match allocator.check() {
+        Ok(()) => Ok(Entry {
+            name,
+            allocator,
+            policy: None,
+        }),
+        Err(error) => {
+            let hint = match &error {
+                LibraryError::Unreadable { .. } => Some(
+                    "--allocators takes system, bundled, bundled:POLICY and paths of malloc libraries"
+                        .to_owned(),
+                ),
+                _ => error.hint(),
+            };
+            let failure = Failure::new(&error).code(USAGE);
+            Err(match hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            })
+        }
     }
-    Ok(Entry {
-        name,
-        allocator: Allocator::Library(path),
-        policy: None,
-    })
 }
 
-/// Runs the program and records it; what it wrote to standard output.
-fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<(Run, Vec<u8>), Failure> {
-    let cannot_keep = |error: io::Error| {
-        Failure::new(format!("cannot keep the program's output: {error}"))
-            .hint("name a folder with room in TMPDIR")
-            .code(RUN_FAILED)
-    };
-    let mut output = tempfile::tempfile().map_err(cannot_keep)?;
+/// Finds out whether the comparison can be written, before anything runs.
+fn check_output(arguments: &args::Compare) -> Result<(), Failure> {
+    match &arguments.output {
+        Some(path) if path.as_os_str() != "-" => {
+            probe(path).map_err(|error| cannot_write(path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One run as it was recorded.
+struct Recorded {
+    run: Run,
+    /// What the program wrote to standard output.
+    output: File,
+    /// A signal to breaktrace asked for an end meanwhile.
+    was_asked_to_end: bool,
+}
+
+fn cannot_keep(error: io::Error) -> Failure {
+    Failure::new(format!("cannot keep the program's output: {error}"))
+        .hint("name a folder with room in TMPDIR")
+}
+
+/// Runs the program and records it.
+fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<Recorded, Failure> {
+    let output = tempfile::tempfile().map_err(cannot_keep)?;
     let mut command = arguments.command.iter().cloned();
     let launch = Launch {
         program: command.next().unwrap_or_default(),
@@ -181,30 +232,61 @@ fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<(Run, Vec<u8>), 
     {
         recorder.record(&event);
     }
-    let mut text = Vec::new();
-    output
-        .seek(SeekFrom::Start(0))
-        .and_then(|_| output.read_to_end(&mut text))
-        .map_err(cannot_keep)?;
     let run = Run {
         report: recorder.report(),
         outcome: tracer.launched_outcome(),
         same_result: true,
     };
-    Ok((run, text))
+    Ok(Recorded {
+        run,
+        output,
+        was_asked_to_end: tracer.was_asked_to_end(),
+    })
 }
 
 /// Shows what the program wrote.
-fn pass_on(output: &[u8]) -> Result<(), Failure> {
+fn pass_on(mut output: &File) -> Result<(), Failure> {
+    output.seek(SeekFrom::Start(0)).map_err(cannot_keep)?;
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(output)
-        .and_then(|()| stdout.flush())
+    io::copy(&mut output, &mut stdout)
+        .and_then(|_| stdout.flush())
         .or_else(|error| excuse_closed_pipe("stdout", error))
+}
+
+/// Whether two files hold the same; neither has to fit into memory.
+fn same_bytes(one: &File, other: &File) -> io::Result<bool> {
+    let length = one.metadata()?.len();
+    if length != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let mut pieces = [vec![0; 1 << 16], vec![0; 1 << 16]];
+    let mut at = 0;
+    while at < length {
+        let wanted = usize::try_from(length - at).map_or(1 << 16, |left| left.min(1 << 16));
+        let [ours, theirs] = &mut pieces;
+        one.read_exact_at(&mut ours[..wanted], at)?;
+        other.read_exact_at(&mut theirs[..wanted], at)?;
+        if ours[..wanted] != theirs[..wanted] {
+            return Ok(false);
+        }
+        at += wanted as u64;
+    }
+    Ok(true)
 }
 
 fn write(comparison: &Comparison, arguments: &args::Compare) -> Result<(), Failure> {
     match &arguments.output {
+        Some(path) if path.as_os_str() == "-" => {
+            let text = if arguments.json {
+                comparison.to_json()
+            } else {
+                render::comparison(comparison, TextOptions::for_stream(io::stdout(), false))
+            };
+            io::stdout()
+                .lock()
+                .write_all(text.as_bytes())
+                .or_else(|error| excuse_closed_pipe("stdout", error))
+        }
         Some(path) => {
             let is_json = arguments.json || path.extension().is_some_and(|name| name == "json");
             let text = if is_json {

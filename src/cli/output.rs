@@ -187,7 +187,7 @@ fn scratch_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 }
 
 /// Whether a file could be written here; leaves nothing behind.
-fn probe(path: &Path) -> io::Result<()> {
+pub(super) fn probe(path: &Path) -> io::Result<()> {
     if is_special(path) {
         // Opening a pipe would wait for its reader.
         return Ok(());

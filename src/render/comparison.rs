@@ -16,7 +16,7 @@ use crate::units::ByteSize;
 /// Shows a comparison, a table of several if the line is too short for all allocators.
 #[must_use]
 pub fn comparison(comparison: &Comparison, options: TextOptions) -> String {
-    let mut lines = vec![heading(comparison)];
+    let mut lines = vec![heading(comparison, options.width)];
     lines.push(Line::default());
     for group in groups(comparison, options.width) {
         // The columns' names are a row, as no two tables have the same.
@@ -41,15 +41,17 @@ pub fn comparison(comparison: &Comparison, options: TextOptions) -> String {
     text
 }
 
-fn heading(comparison: &Comparison) -> Line {
+fn heading(comparison: &Comparison, width: usize) -> Line {
     let program = comparison.command.first().map_or("", String::as_str);
-    let mut line = Line::of(Tone::Strong, &words::command(program, &comparison.command));
-    if comparison.runs > 1 {
-        line.push(
-            Tone::Faint,
-            &format!("  medians of {} runs each", comparison.runs),
-        );
-    }
+    let runs = if comparison.runs > 1 {
+        format!("  medians of {} runs each", comparison.runs)
+    } else {
+        String::new()
+    };
+    let command = words::command(program, &comparison.command);
+    let room = width.saturating_sub(words::columns(&runs));
+    let mut line = Line::of(Tone::Strong, &words::cut(&command, room));
+    line.push(Tone::Faint, &runs);
     line
 }
 
@@ -76,7 +78,12 @@ fn table(comparison: &Comparison, group: &[usize]) -> Table {
         .iter()
         .map(|&index| Cell::of(Tone::Strong, &short_name(&comparison.columns[index].name)));
     table.row([Cell::plain("")].into_iter().chain(names).collect());
-    for row in &comparison.rows {
+    let is_known = |row: &&Row| {
+        group
+            .iter()
+            .any(|&index| row.values.get(index).is_some_and(Option::is_some))
+    };
+    for row in comparison.rows.iter().filter(is_known) {
         let mut cells = vec![Cell::plain(row.name.replace('_', " "))];
         cells.extend(group.iter().map(|&index| cell(row, index)));
         table.row(cells);
@@ -112,7 +119,22 @@ fn cell(row: &Row, index: usize) -> Cell {
 /// What a reader must know before believing the numbers.
 fn remarks(comparison: &Comparison) -> Vec<String> {
     let mut remarks = Vec::new();
+    let measured = comparison.columns.first();
     for column in &comparison.columns {
+        if let Some(absence) = &column.absence {
+            remarks.push(format!(
+                "{}: not used by the program: {absence}",
+                column.name
+            ));
+        }
+        if measured.is_some_and(|first| first.program != column.program) {
+            remarks.push(format!(
+                "{}: the rows are about {}, in the first column about {}: the one whose heap grew most",
+                column.name,
+                program(column.program.as_ref()),
+                program(measured.and_then(|first| first.program.as_ref()))
+            ));
+        }
         if !column.same_result {
             remarks.push(format!(
                 "{}: output or ending differ from the first run's; it ended {}",
@@ -136,7 +158,8 @@ fn remarks(comparison: &Comparison) -> Vec<String> {
             ));
         }
     }
-    if remarks.is_empty() {
+    let several = comparison.columns.len() > 1 || comparison.runs > 1;
+    if several && comparison.columns.iter().all(|column| column.same_result) {
         remarks.push("output and ending were the same in all runs".to_owned());
     }
     remarks.push(
@@ -145,10 +168,127 @@ fn remarks(comparison: &Comparison) -> Vec<String> {
     remarks
 }
 
+fn program(name: Option<&String>) -> String {
+    name.map_or_else(
+        || "several programs".to_owned(),
+        |name| words::program(name).to_owned(),
+    )
+}
+
 fn ending(outcome: Option<Outcome>) -> String {
     match outcome {
         Some(Outcome::Exited(code)) => format!("with status {code}"),
         Some(Outcome::Killed { signal, .. }) => format!("by {}", words::signal(signal)),
         Some(Outcome::Detached | Outcome::Vanished) | None => "unseen".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::MIB;
+    use super::super::tests::program;
+    use super::*;
+    use crate::report::Run;
+
+    const NARROW: TextOptions = TextOptions {
+        width: 80,
+        color: false,
+        verbose: false,
+    };
+
+    fn run(moves: &[i64], same_result: bool) -> Run {
+        Run {
+            report: program(&["./main"], moves),
+            outcome: Some(Outcome::Exited(0)),
+            same_result,
+        }
+    }
+
+    fn moved(bytes: u64) -> i64 {
+        i64::try_from(bytes).unwrap()
+    }
+
+    fn of(columns: &[(&str, Run)]) -> Comparison {
+        let columns: Vec<_> = columns
+            .iter()
+            .map(|(name, run)| ((*name).to_owned(), vec![run.clone()]))
+            .collect();
+        Comparison::of(vec!["./main".to_owned()], &columns)
+    }
+
+    #[test]
+    fn values_stand_beside_the_first_with_their_ratio_to_it() {
+        let text = comparison(
+            &of(&[
+                ("system", run(&[moved(MIB)], true)),
+                ("bundled", run(&[moved(2 * MIB)], true)),
+            ]),
+            NARROW,
+        );
+        let row = text
+            .lines()
+            .find(|line| line.starts_with("break peak"))
+            .unwrap();
+        let words: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(
+            words,
+            ["break", "peak", "1", "MiB", "2", "MiB", "2.00×"],
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn more_allocators_than_fit_go_into_further_tables_beside_the_first() {
+        let names = ["system", "bundled", "/lib/libjemalloc.so.2", "c", "d", "e"];
+        let columns: Vec<_> = names
+            .iter()
+            .map(|name| (*name, run(&[moved(MIB)], true)))
+            .collect();
+        let text = comparison(&of(&columns), NARROW);
+        let longest = text.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(80), "{text}");
+        let headings = text.lines().filter(|line| line.contains("system")).count();
+        assert_eq!(headings, 3, "{text}");
+        assert!(text.contains("libjemalloc"), "{text}");
+    }
+
+    #[test]
+    fn a_long_command_is_cut_to_the_line() {
+        let mut wide = of(&[("system", run(&[moved(MIB)], true))]);
+        wide.command.push("x".repeat(200));
+        wide.runs = 3;
+        let text = comparison(&wide, NARROW);
+        let heading = text.lines().next().unwrap();
+        assert!(words::columns(heading) <= 80, "{text}");
+        assert!(heading.ends_with("medians of 3 runs each"), "{text}");
+    }
+
+    #[test]
+    fn a_run_that_differs_is_named_and_nothing_is_called_the_same() {
+        let text = comparison(
+            &of(&[
+                ("system", run(&[moved(MIB)], true)),
+                ("bundled", run(&[moved(MIB)], false)),
+            ]),
+            NARROW,
+        );
+        assert!(text.contains("bundled: output or ending differ"), "{text}");
+        assert!(!text.contains("were the same"), "{text}");
+    }
+
+    #[test]
+    fn columns_about_different_programs_say_so() {
+        let other = Run {
+            report: program(&["/bin/helper"], &[moved(MIB)]),
+            ..run(&[], true)
+        };
+        let text = comparison(
+            &of(&[("system", run(&[moved(MIB)], true)), ("bundled", other)]),
+            NARROW,
+        );
+        assert!(
+            text.contains("bundled: the rows are about helper"),
+            "{text}"
+        );
     }
 }

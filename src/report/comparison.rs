@@ -42,6 +42,13 @@ pub struct Column {
     pub outcome: Option<Outcome>,
     /// Whether standard output and ending were the same as in the first run of the first column.
     pub same_result: bool,
+    /// The program that the rows are about, of all that ran: the one whose heap grew most. `null` when it was not
+    /// the same in all runs, or none was seen.
+    #[serde(default)]
+    pub program: Option<String>,
+    /// Why that program did not use the bundled allocator, in words; `null` when it did, and for other allocators.
+    #[serde(default)]
+    pub absence: Option<String>,
     /// Errors in the program's use of its heap that the bundled allocator found; `null` for others.
     pub heap_errors: Option<u64>,
     /// Differences between the allocator's account, the kernel's, and `/proc`, over all runs.
@@ -130,7 +137,10 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         "break and anonymous memory at the end",
         |report| {
             let space = report.main()?;
-            Some(space.program_break.end_bytes? + space.anonymous.end_bytes)
+            space
+                .program_break
+                .end_bytes?
+                .checked_add(space.anonymous.end_bytes)
         },
     ),
     (
@@ -141,6 +151,26 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         |report| {
             let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
             Some(last.figures.0.in_use_peak_bytes)
+        },
+    ),
+    (
+        "obtained_peak",
+        RowUnit::Bytes,
+        false,
+        "most bytes that the bundled allocator had from the kernel",
+        |report| {
+            let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
+            Some(last.figures.0.obtained_peak_bytes)
+        },
+    ),
+    (
+        "overhead_at_peak",
+        RowUnit::Bytes,
+        false,
+        "of these, neither in use nor free, at the reading with the most",
+        |report| {
+            let largest = report.main()?.allocator.as_ref()?.largest.as_ref()?;
+            Some(largest.figures.0.overhead_bytes)
         },
     ),
     (
@@ -265,6 +295,8 @@ fn column(name: &str, runs: &[Run]) -> Column {
         name: name.to_owned(),
         outcome: runs.last().and_then(|run| run.outcome),
         same_result: runs.iter().all(|run| run.same_result),
+        program: program(runs),
+        absence: runs.iter().find_map(absence),
         heap_errors: (!heap_errors.is_empty()).then(|| heap_errors.iter().sum()),
         differences: runs
             .iter()
@@ -276,6 +308,22 @@ fn column(name: &str, runs: &[Run]) -> Column {
             })
             .sum(),
     }
+}
+
+/// What the rows are about, if that is the same in all runs.
+fn program(runs: &[Run]) -> Option<String> {
+    let mut names = runs
+        .iter()
+        .map(|run| run.report.main().map(|space| space.program.as_str()));
+    let first = names.next()??;
+    names
+        .all(|name| name == Some(first))
+        .then(|| first.to_owned())
+}
+
+fn absence(run: &Run) -> Option<String> {
+    let allocator = run.report.main()?.allocator.as_ref()?;
+    Some(allocator.absence.as_ref()?.message.clone())
 }
 
 /// The middle value; of an even number, the lower of the two.

@@ -43,6 +43,20 @@ pub enum Allocator {
     Library(PathBuf),
 }
 
+impl Allocator {
+    /// Finds out, before anything runs, whether a library could be preloaded.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there, is no library for programs on this machine, or `LD_PRELOAD` could not name it.
+    pub fn check(&self) -> Result<(), LibraryError> {
+        match self {
+            Self::System | Self::Bundled => Ok(()),
+            Self::Library(path) => examine(path).map(drop),
+        }
+    }
+}
+
 impl From<&Allocator> for AllocatorChoice {
     fn from(allocator: &Allocator) -> Self {
         match allocator {

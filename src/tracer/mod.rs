@@ -145,6 +145,8 @@ pub struct Tracer {
     began: Instant,
     phase: Phase,
     end_reason: EndReason,
+    /// A signal to breaktrace asked for an end.
+    was_asked_to_end: bool,
     tracees: Tracees,
     waiter: Waiter,
     latency: LatencyHold,
@@ -277,6 +279,7 @@ impl Tracer {
             began: Instant::now(),
             phase: Phase::Tracing,
             end_reason: EndReason::Finished,
+            was_asked_to_end: false,
             tracees: Tracees::default(),
             waiter: Waiter::new(),
             latency: LatencyHold::new(options.latency_hold),
@@ -311,6 +314,13 @@ impl Tracer {
     #[must_use]
     pub fn launched_outcome(&self) -> Option<Outcome> {
         self.launched_outcome.map(|(outcome, _)| outcome)
+    }
+
+    /// Whether SIGINT, SIGTERM, SIGHUP or SIGQUIT came to breaktrace so far, from a terminal or a process.
+    #[must_use]
+    pub fn was_asked_to_end(&self) -> bool {
+        // The program may have died of the same signal before it was looked at here.
+        self.was_asked_to_end || Requests::is_end_pending()
     }
 
     /// Waits for the next event; `None` after the last one.
@@ -476,6 +486,7 @@ impl Tracer {
 
     /// Somebody wants an end.
     fn asked_to_end(&mut self, signal: c_int, by_process: bool) {
+        self.was_asked_to_end = true;
         match (self.launched, self.launched_outcome) {
             // The terminal has told the program, too.
             (Some(_), None) if !by_process => {}

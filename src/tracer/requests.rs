@@ -73,6 +73,15 @@ impl Requests {
         self.pending & (1 << signal as u32) != 0
     }
 
+    /// Whether an end was asked for since the last look; takes nothing.
+    pub(super) fn is_end_pending() -> bool {
+        let requests = Self {
+            pending: PENDING.load(Ordering::Acquire),
+            sent_by_process: 0,
+        };
+        requests.endings().next().is_some()
+    }
+
     /// Signals that ask for an end, each with whether a process sent it (and not the terminal).
     pub(super) fn endings(self) -> impl Iterator<Item = (Signal, bool)> {
         ENDING

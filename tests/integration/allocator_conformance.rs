@@ -73,6 +73,7 @@ promises! {
     other_names_of_malloc_share_its_heap: "other_names";
     a_forked_child_of_a_threaded_program_can_allocate: "forks";
     children_that_borrow_memory_do_no_harm: "vforks_and_spawns";
+    the_smallest_stack_is_large_enough: "small_stacks";
     destructors_of_threads_can_allocate: "destructors";
     handlers_at_exit_can_allocate: "late_calls";
     threads_that_come_and_go_leave_nothing_behind: "coming_and_going";

@@ -91,3 +91,46 @@ fn an_allocator_that_is_not_there_is_named_before_anything_runs() {
         assert!(text.contains(wanted), "{text}");
     }
 }
+
+#[test]
+fn a_file_that_is_no_library_is_refused_before_anything_runs() {
+    let output = compare(
+        &["--allocators", "system,Cargo.toml", "--", "echo", "ran"],
+        Stdio::null(),
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_anything_runs() {
+    let output = compare(
+        &["-o", "/nowhere/c.json", "--", "echo", "ran"],
+        Stdio::null(),
+    );
+    assert_eq!(output.status.code(), Some(125));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_dash_writes_the_comparison_to_stdout_behind_the_programs_output() {
+    let output = compare(&["--json", "-o", "-", "--", "echo", "ran"], Stdio::null());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(text.strip_prefix("ran\n").unwrap()).unwrap();
+    assert_eq!(json["schema"]["name"], "breaktrace.comparison");
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn an_interrupt_starts_no_further_run_even_if_the_program_survives_it() {
+    let script = "trap 'echo caught; exit 0' INT; kill -INT $PPID; while :; do :; done";
+    let output = compare(&["--", "sh", "-c", script], Stdio::null());
+    assert_eq!(output.status.code(), Some(125));
+    assert_eq!(output.stdout, b"caught\n");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("interrupted before a run had ended"),
+        "{text}"
+    );
+}

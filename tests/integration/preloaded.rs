@@ -85,10 +85,11 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
-/// Puts a program on the library, set up in one way.
+/// Puts a program on the library, set up in one way. It dies if the library takes something for a heap error.
 pub(crate) fn preload<'a>(command: &'a mut Command, setting: &Setting) -> &'a mut Command {
     command
         .env("LD_PRELOAD", library())
+        .env("BREAKTRACE_ON_HEAP_ERROR", "abort")
         .envs(setting.variables.iter().copied())
 }
 
