@@ -383,7 +383,7 @@ impl Drop for Program {
 
 impl Program {
     pub(super) fn new(setup: &Setup) -> Self {
-        Self::with_region(setup, 64 << 20)
+        Self::with_region(setup, REGION)
     }
 
     pub(super) fn with_region(setup: &Setup, length: usize) -> Self {
@@ -391,7 +391,7 @@ impl Program {
     }
 
     pub(super) fn with_threads(setup: &Setup, threads: usize) -> Self {
-        Self::with_kernel(setup, TestKernel::new(64 << 20), threads)
+        Self::with_kernel(setup, TestKernel::new(REGION), threads)
     }
 
     /// Address and size of each block that the program holds.
@@ -677,8 +677,11 @@ fn read(address: usize) -> u8 {
     unsafe { ptr::with_exposed_provenance::<u8>(address).read() }
 }
 
+/// Bytes that a kernel has. An interpreter takes its time to look through its pages.
+const REGION: usize = if cfg!(miri) { 8 << 20 } else { 64 << 20 };
+
 /// Steps of a random run.
-const STEPS: usize = if cfg!(miri) { 60 } else { 2500 };
+const STEPS: usize = if cfg!(miri) { 24 } else { 2500 };
 
 fn policy(policy: Policy) -> Setup {
     Setup {
@@ -692,7 +695,7 @@ const POLICIES: [Policy; 3] = [Policy::Never, Policy::Trim, Policy::Eager];
 #[test]
 fn random_requests_of_many_threads_keep_everything_in_order() {
     for (seed, with) in (1..).zip(POLICIES) {
-        let mut program = Program::with_kernel(&policy(with), TestKernel::new(64 << 20), 5);
+        let mut program = Program::with_kernel(&policy(with), TestKernel::new(REGION), 5);
         program.run(seed, STEPS);
         program.free_all();
         program.check();
@@ -708,7 +711,7 @@ fn random_requests_with_fixed_thresholds_and_no_pad_keep_everything_in_order() {
         top_pad: 0,
         ..Setup::default()
     };
-    let mut program = Program::with_kernel(&setup, TestKernel::new(64 << 20), 2);
+    let mut program = Program::with_kernel(&setup, TestKernel::new(REGION), 2);
     program.run(11, STEPS);
     program.free_all();
     program.check();
@@ -792,7 +795,7 @@ fn without_any_memory_requests_fail_and_work_once_there_is_some() {
 
 #[test]
 fn a_break_that_never_moves_leaves_mapped_segments() {
-    let kernel = TestKernel::new(64 << 20);
+    let kernel = TestKernel::new(REGION);
     kernel.refuse(|refusals| refusals.brk = true);
     let mut program = Program::with_kernel(&Setup::default(), kernel, 3);
     program.run(31, STEPS);
@@ -844,7 +847,7 @@ fn where_munmap_is_refused_the_bytes_stay_obtained() {
 #[test]
 fn others_may_raise_the_break_between_requests() {
     for with in POLICIES {
-        let mut program = Program::with_kernel(&policy(with), TestKernel::new(64 << 20), 1);
+        let mut program = Program::with_kernel(&policy(with), TestKernel::new(REGION), 1);
         let mut random = Random(41);
         for round in 0_u8..if cfg!(miri) { 2 } else { 12 } {
             for _ in 0..if cfg!(miri) { 20 } else { 100 } {
@@ -983,7 +986,7 @@ fn sizes_that_no_object_can_have_are_refused() {
 
 #[test]
 fn caches_of_ended_threads_are_taken_over_by_new_ones() {
-    let mut program = Program::with_kernel(&Setup::default(), TestKernel::new(64 << 20), 6);
+    let mut program = Program::with_kernel(&Setup::default(), TestKernel::new(REGION), 6);
     for thread in 0..6 {
         for size in 0..60 {
             program.malloc_by(thread, size * 40);
@@ -1006,7 +1009,7 @@ fn caches_of_ended_threads_are_taken_over_by_new_ones() {
 #[test]
 fn parent_and_child_go_on_after_fork() {
     for is_child in [false, true] {
-        let mut program = Program::with_kernel(&Setup::default(), TestKernel::new(64 << 20), 4);
+        let mut program = Program::with_kernel(&Setup::default(), TestKernel::new(REGION), 4);
         program.run(61, STEPS / 8);
         let own = program.caches[2];
         program.heap.before_fork();
@@ -1032,7 +1035,7 @@ fn the_eager_policy_returns_all_memory_in_the_end() {
         arena_max: 1,
         ..policy(Policy::Eager)
     };
-    let mut program = Program::with_kernel(&setup, TestKernel::new(64 << 20), 3);
+    let mut program = Program::with_kernel(&setup, TestKernel::new(REGION), 3);
     program.run(71, STEPS / 2);
     program.free_all();
     for cache in std::mem::take(&mut program.caches) {
