@@ -1256,32 +1256,15 @@ impl<K: Kernel> Heap<K> {
         self.errors.take(&self.kernel);
     }
 
-    /// After fork, in the parent and in the child: gives the locks back. In the child `own`, the calling thread's cache,
-    /// is the only one with a thread; the others become idle.
+    /// After fork, in the parent and in the child: gives the locks back.
+    ///
+    /// In the child the caches of the threads that are gone are left alone for good: fork may have caught one between two
+    /// stores, a block both in its slab and in the cache, or live and cached. Only caches that were idle already are whole.
     ///
     /// # Safety
     ///
     /// Called by the thread that called [`Heap::before_fork`], or by its copy.
-    pub unsafe fn after_fork(&self, child: Option<*mut Cache>) {
-        if let Some(own) = child {
-            // SAFETY: all locks are held, and no other thread exists.
-            unsafe {
-                let mut idle = ptr::null_mut();
-                let mut count = 0;
-                let mut cache =
-                    ptr::with_exposed_provenance_mut::<Cache>(self.page().caches.get() as usize);
-                while !cache.is_null() {
-                    if cache != own && cache != *self.shared.get() {
-                        (*cache).next_idle = idle;
-                        idle = cache;
-                        count += 1;
-                    }
-                    cache = ptr::with_exposed_provenance_mut((*cache).counters.next.get() as usize);
-                }
-                *self.idle_caches.get() = idle;
-                *self.idle_count.get() = count;
-            }
-        }
+    pub unsafe fn after_fork(&self) {
         self.errors.give(&self.kernel);
         for index in 0..MOST_ARENAS {
             if let Some(arena) = self.arena(index as u32) {

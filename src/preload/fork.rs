@@ -1,7 +1,6 @@
 //! fork in a program with threads: the child's copy of the heap must be whole.
 
 use super::libc;
-use super::thread;
 use crate::HEAP;
 
 /// Registers the handlers. Early, so that ours are the last before the fork and the first behind it: other handlers may
@@ -16,10 +15,10 @@ extern "C" fn before() {
 
 extern "C" fn in_parent() {
     // SAFETY: the thread that called `before`.
-    unsafe { HEAP.after_fork(None) };
+    unsafe { HEAP.after_fork() };
 }
 
 extern "C" fn in_child() {
     // SAFETY: the copy of the thread that called `before`.
-    unsafe { HEAP.after_fork(Some(thread::cache())) };
+    unsafe { HEAP.after_fork() };
 }
