@@ -8,7 +8,7 @@
 //! threads that were stopped while they used their own cache nothing can be seen: for the few instructions between the
 //! header of a block and its canary, a block may look overwritten.
 //!
-//! The layout of [`Segment`], [`Arena`] and [`Slab`], of tags and headers is that of this version: a page of another
+//! The layout of segments, arenas and slabs, of tags and headers is that of this version: a page of another
 //! [`LAYOUT_VERSION`](crate::stats_page::LAYOUT_VERSION) is its reader's to refuse.
 
 use core::mem::offset_of;

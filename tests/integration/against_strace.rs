@@ -114,7 +114,10 @@ impl Reader {
                 self.spaces.insert(pid, self.breaks.len() - 1);
             }
             "clone" | "clone3" | "fork" | "vfork" if !failed => {
-                let child: u32 = result.parse().unwrap();
+                // `? ERESTARTNOINTR`: a signal came first, and the call is made again.
+                let Ok(child) = result.parse::<u32>() else {
+                    return;
+                };
                 self.parents.remove(&0);
                 self.parents.insert(child, (pid, shares_memory(text)));
                 // Born now, with its parent's break of now.
