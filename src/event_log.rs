@@ -415,6 +415,9 @@ mod tests {
                 follow: false,
                 no_aslr: false,
                 verify: false,
+                stacks: crate::event::StackMode::Off,
+                stack_depth: 0,
+                sample_interval_bytes: None,
             },
         }
     }
@@ -426,6 +429,7 @@ mod tests {
             tid: 1,
             space: SpaceId(1),
             allocator: None,
+            stack: None,
             kind,
         }
     }

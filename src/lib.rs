@@ -18,5 +18,6 @@ pub mod model;
 pub mod render;
 pub mod report;
 pub mod stats_page;
+pub mod symbols;
 pub mod tracer;
 pub mod units;

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use clap::ValueHint;
 use clap::builder::TypedValueParser;
 
+use crate::event::StackMode;
 use crate::render::Format;
 use crate::stats_page::Policy;
 use crate::tracer::Allocator;
@@ -121,6 +122,14 @@ pub(super) struct RecordOptions {
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
     pub(super) every: Option<Duration>,
 
+    /// Record the call stacks of no calls, of moves of the break, or of all that change the program's memory
+    #[arg(long, value_name = "WHICH", default_value = "all")]
+    pub(super) stacks: Stacks,
+
+    /// Record at most so many frames of a stack
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(super) stack_depth: u32,
+
     /// Record only the first process, not its children
     #[arg(long)]
     pub(super) no_follow: bool,
@@ -138,6 +147,27 @@ pub(super) struct RecordOptions {
     /// Print no report on stderr
     #[arg(short, long)]
     pub(super) quiet: bool,
+}
+
+/// Of which calls the stacks are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Stacks {
+    /// Of none
+    Off,
+    /// Of moves of the program break
+    Brk,
+    /// Of all calls that change how much memory the program has
+    All,
+}
+
+impl From<Stacks> for StackMode {
+    fn from(stacks: Stacks) -> Self {
+        match stacks {
+            Stacks::Off => Self::Off,
+            Stacks::Brk => Self::Brk,
+            Stacks::All => Self::All,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

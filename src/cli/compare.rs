@@ -23,6 +23,7 @@ use super::output::probe;
 use super::output::write_whole;
 use super::record::launch_failure;
 use crate::event::Outcome;
+use crate::event::StackMode;
 use crate::model::Recorder;
 use crate::render;
 use crate::render::TextOptions;
@@ -217,6 +218,9 @@ fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<Recorded, Failur
         user: None,
     };
     let options = Options {
+        stacks: StackMode::Off,
+        stack_depth: 0,
+        sample_interval: None,
         follow: true,
         verify: false,
         latency_hold: true,

@@ -157,6 +157,9 @@ fn tracer_options(options: &RecordOptions) -> Options {
         latency_hold: !options.no_latency_hold,
         duration: options.duration,
         every: options.every,
+        stacks: options.stacks.into(),
+        stack_depth: options.stack_depth,
+        sample_interval: None,
     }
 }
 
@@ -290,6 +293,7 @@ fn broken_off(time: Timestamp, why: &str) -> Event {
         tid: 0,
         space: SpaceId(0),
         allocator: None,
+        stack: None,
         kind: EventKind::Notice(Notice {
             code: NoticeCode::Incomplete,
             message: format!("the recording breaks off: {why}; the figures hold up to there"),

@@ -34,6 +34,7 @@ use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::Machine;
 use crate::event::Outcome;
+use crate::event::StackMode;
 use crate::render::TextOptions;
 use crate::report::Schema;
 use crate::report::Tool;
@@ -358,6 +359,9 @@ pub fn run() -> Result<Demonstration, DemoError> {
 }
 
 const OPTIONS: Options = Options {
+    stacks: StackMode::Off,
+    stack_depth: 0,
+    sample_interval: None,
     follow: false,
     verify: false,
     latency_hold: false,

@@ -285,6 +285,7 @@ fn calls_belong_to_the_step_whose_mark_follows() {
             tid: 1,
             space: SpaceId(1),
             allocator: None,
+            stack: None,
             kind,
         });
     };

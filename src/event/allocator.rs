@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::event::StackId;
 use crate::stats_page;
 use crate::stats_page::COUNTERS;
 use crate::stats_page::Counters;
@@ -199,6 +200,24 @@ pub struct HeapError {
     /// Thread that noticed; `null` when found from outside. Events write it beside a `tid` of their own.
     #[serde(rename = "thread")]
     pub tid: Option<u32>,
+    /// Where the block was allocated; absent unless the block was a sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated_stack: Option<StackId>,
+    /// Where the block was freed; absent unless it was, and was a sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freed_stack: Option<StackId>,
+}
+
+/// A block that was chosen as a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampledBlock {
+    /// The block.
+    pub address: Address,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// Mean number of requested bytes from one sample to the next: a block of `size` bytes is chosen with the probability
+    /// `1 − exp(−size / interval)`. 1 when every block is chosen.
+    pub interval_bytes: u64,
 }
 
 /// Kinds of [`HeapError`].

@@ -7,6 +7,7 @@
 //! mmap(2), mremap(2) and madvise(2).
 
 mod allocator;
+mod stack;
 
 pub use allocator::AbsenceReason;
 pub use allocator::AllocatorAbsence;
@@ -21,7 +22,20 @@ pub use allocator::HeapError;
 pub use allocator::HeapErrorKind;
 pub use allocator::HeapWalk;
 pub use allocator::ReadingMoment;
+pub use allocator::SampledBlock;
 pub use allocator::SizeCount;
+pub use stack::FileIdentity;
+pub use stack::Frame;
+pub use stack::FunctionId;
+pub use stack::InterpretedFunction;
+pub use stack::Module;
+pub use stack::ModuleId;
+pub use stack::ModuleKind;
+pub use stack::NamedCode;
+pub use stack::Stack;
+pub use stack::StackId;
+pub use stack::StackMode;
+pub use stack::Truncation;
 
 use std::fmt;
 
@@ -56,6 +70,9 @@ pub struct Event {
     /// Present if the bundled allocator made this memory call itself, and not the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocator: Option<AllocatorCall>,
+    /// The call stack of the thread at that moment, if it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<StackId>,
     /// What it was.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -233,6 +250,26 @@ pub enum EventKind {
     HeapError(HeapError),
     /// The bundled allocator's heap was looked through from outside.
     HeapWalked(HeapWalk),
+    /// The bundled allocator handed out a block that was chosen as a sample; the event's stack tells to whom.
+    BlockSampled(SampledBlock),
+    /// A block that was chosen as a sample was freed, or resized; the event's stack tells by whom.
+    SampleFreed {
+        /// The block.
+        address: Address,
+    },
+    /// A module that later stacks name.
+    ModuleSeen(Module),
+    /// A function of an interpreter that later stacks name.
+    FunctionSeen(InterpretedFunction),
+    /// A stack that later events name.
+    StackSeen(Stack),
+    /// Names of generated code that earlier stacks have frames in.
+    CodeNamed {
+        /// The module.
+        module: ModuleId,
+        /// Its pieces.
+        names: Vec<NamedCode>,
+    },
     /// Something the reader of the recording should know.
     Notice(Notice),
     /// The recording is complete: written last.
@@ -684,6 +721,8 @@ pub enum NoticeCode {
     StillRunning,
     /// The recording itself is incomplete.
     Incomplete,
+    /// Call stacks, or names in them, are missing or incomplete.
+    StacksIncomplete,
     /// There were more notices than are kept.
     NoticesLeftOut,
 }
@@ -758,6 +797,15 @@ pub struct Capture {
     pub no_aslr: bool,
     /// Whether the model was checked against `/proc` after every event.
     pub verify: bool,
+    /// Of which calls the stacks are recorded.
+    #[serde(default)]
+    pub stacks: StackMode,
+    /// Most frames recorded of a stack.
+    #[serde(default)]
+    pub stack_depth: u32,
+    /// Mean number of requested bytes between two samples of allocations; `null` when none are taken.
+    #[serde(default)]
+    pub sample_interval_bytes: Option<u64>,
 }
 
 /// Which calls stop a traced program.
@@ -782,6 +830,7 @@ mod tests {
             tid: 41,
             space: SpaceId(1),
             allocator: None,
+            stack: None,
             kind,
         };
         let line = serde_json::to_string(&event).unwrap();

@@ -977,6 +977,8 @@ impl AddressSpace {
                 Some(allocator) => Some(allocator.report(choice)),
                 None => allocator::unheard(choice),
             },
+            growth: Vec::new(),
+            call_paths: Vec::new(),
         }
     }
 

@@ -372,6 +372,8 @@ fn every_heap_error_counts_and_the_first_are_kept() {
             size_bytes: Some(24),
             changed: None,
             tid: Some(10),
+            allocated_stack: None,
+            freed_stack: None,
         }));
     }
     let errors = story.allocator_of(1).heap_errors;
@@ -504,6 +506,8 @@ fn the_log_of_an_allocator_replayed_gives_the_same_report() {
         size_bytes: None,
         changed: None,
         tid: None,
+        allocated_stack: None,
+        freed_stack: None,
     }));
     story.read(ReadingMoment::End, one_call());
     story.event(EventKind::RecordingEnded {

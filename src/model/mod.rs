@@ -150,6 +150,12 @@ impl Recorder {
             }
             EventKind::ProcessEnded { outcome } => self.process_ended(event, *outcome),
             EventKind::Snapshot(snapshot) => self.snapshot(event, snapshot),
+            EventKind::BlockSampled(_)
+            | EventKind::SampleFreed { .. }
+            | EventKind::ModuleSeen(_)
+            | EventKind::FunctionSeen(_)
+            | EventKind::StackSeen(_)
+            | EventKind::CodeNamed { .. } => {}
             EventKind::Notice(notice) => self.note(notice),
             EventKind::RecordingEnded { reason } => self.end_reason = Some(*reason),
             EventKind::Brk { .. }
@@ -206,6 +212,7 @@ impl Recorder {
                 .into_iter()
                 .map(|space| space.report(&self.programs, &self.recording.allocator))
                 .collect(),
+            stacks: None,
             notices: self.notices.report(),
         }
     }

@@ -127,6 +127,7 @@ impl StepLog {
                 from: step.from,
                 to: step.to,
                 allocator: step.allocator,
+                stack: None,
             })
             .collect()
     }

@@ -64,6 +64,9 @@ fn recording() -> Recording {
             follow: true,
             no_aslr: false,
             verify: false,
+            stacks: crate::event::StackMode::Off,
+            stack_depth: 0,
+            sample_interval_bytes: None,
         },
     }
 }
@@ -121,6 +124,7 @@ impl Story {
             tid: self.tid.unwrap_or(self.pid),
             space: SpaceId(self.space),
             allocator: self.allocator.take(),
+            stack: None,
             kind,
         };
         self.recorder.record(&event);
@@ -855,6 +859,7 @@ fn threads_are_counted_with_the_first() {
         tid: 12,
         space: SpaceId(1),
         allocator: None,
+        stack: None,
         kind: EventKind::ThreadStarted,
     };
     story.recorder.record(&event);
@@ -1010,6 +1015,7 @@ fn a_million_events_are_counted_exactly_and_kept_in_part() {
         tid: 10,
         space: SpaceId(1),
         allocator: None,
+        stack: None,
         kind: EventKind::ThreadEnded,
     };
     for round in 0..500_000_u64 {
@@ -1320,6 +1326,7 @@ fn no_order_and_no_content_of_events_does_harm() {
                 tid: bits,
                 space: SpaceId(u32::try_from(random() % 6).unwrap()),
                 allocator: None,
+                stack: None,
                 kind,
             });
         }

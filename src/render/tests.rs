@@ -17,6 +17,7 @@ use crate::event::Outcome;
 use crate::event::PageFigures;
 use crate::event::Recording;
 use crate::event::SpaceId;
+use crate::event::StackMode;
 use crate::event::Stops;
 use crate::report::AnonymousReport;
 use crate::report::BreakReport;
@@ -74,6 +75,7 @@ pub(super) fn program(command: &[&str], break_moves: &[i64]) -> Report {
         main_space: Some(SpaceId(1)),
         processes: vec![process(4_711, command, SpaceId(1))],
         address_spaces: vec![space(4_711, command, SpaceId(1), break_moves)],
+        stacks: None,
         notices: Vec::new(),
     };
     add_up(&mut report);
@@ -97,6 +99,9 @@ fn recording(command: &[&str]) -> Recording {
             follow: true,
             no_aslr: false,
             verify: false,
+            stacks: StackMode::Off,
+            stack_depth: 0,
+            sample_interval_bytes: None,
         },
     }
 }
@@ -141,6 +146,8 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
             ..Checks::default()
         },
         allocator: None,
+        growth: Vec::new(),
+        call_paths: Vec::new(),
         program_break,
     }
 }
@@ -175,6 +182,7 @@ fn moved_break(moves: &[i64]) -> BreakReport {
             from: HEAP + before,
             to: HEAP + size,
             allocator: None,
+            stack: None,
         });
     }
     report.steps.total = moves.len() as u64;
@@ -222,6 +230,7 @@ fn large_mappings(report: &mut Report, grown: u64, shrunk: u64, peak: u64) {
         from: Address(0x7f3a_0000_0000),
         to: Address(0x7f3a_0000_0000) + delta_bytes.unsigned_abs(),
         allocator: None,
+        stack: None,
     };
     space.anonymous = AnonymousReport {
         start_bytes: 0,

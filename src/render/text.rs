@@ -422,7 +422,8 @@ impl Page {
                 NoticeCode::Incomplete
                 | NoticeCode::ProcessNotSeen
                 | NoticeCode::ThreadNotTraced
-                | NoticeCode::NotDecoded => (Tone::Warning, "warning"),
+                | NoticeCode::NotDecoded
+                | NoticeCode::StacksIncomplete => (Tone::Warning, "warning"),
                 NoticeCode::SeccompUnavailable
                 | NoticeCode::NoNewPrivs
                 | NoticeCode::AslrStillOn

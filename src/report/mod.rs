@@ -9,6 +9,7 @@ mod comparison;
 mod json;
 #[cfg(test)]
 mod schema;
+mod stacks;
 
 pub use allocator::AllocatorChecks;
 pub use allocator::AllocatorClaims;
@@ -32,6 +33,14 @@ pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
 pub use json::from_json;
 pub use json::to_json;
+pub use stacks::CallPath;
+pub use stacks::Culprit;
+pub use stacks::Growth;
+pub use stacks::StackFrame;
+pub use stacks::StackGrowth;
+pub use stacks::StackModule;
+pub use stacks::StackReport;
+pub use stacks::Stacks;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -44,6 +53,7 @@ use crate::event::Outcome;
 use crate::event::PageFigures;
 use crate::event::Recording;
 use crate::event::SpaceId;
+use crate::event::StackId;
 use crate::units::Address;
 use crate::units::Timestamp;
 
@@ -68,6 +78,9 @@ pub struct Report {
     /// Address spaces, in order of appearance: one for each program that ran, as `exec` begins a new one. Of thousands,
     /// those that grew most; `totals` counts all.
     pub address_spaces: Vec<SpaceReport>,
+    /// The call stacks that are named elsewhere; `null` when none were recorded.
+    #[serde(default)]
+    pub stacks: Option<Stacks>,
     /// What could not be seen or done, and why.
     pub notices: Vec<Notice>,
 }
@@ -209,6 +222,12 @@ pub struct SpaceReport {
     /// malloc.
     #[serde(default)]
     pub allocator: Option<AllocatorReport>,
+    /// Growth by stack, the largest net growth first; empty when no stacks were recorded.
+    #[serde(default)]
+    pub growth: Vec<StackGrowth>,
+    /// The same by call path, stacks with the same functions together: what to compare between builds.
+    #[serde(default)]
+    pub call_paths: Vec<CallPath>,
 }
 
 /// How an address space came to be.
@@ -331,6 +350,9 @@ pub struct Step {
     /// Why the bundled allocator did it; `null` for calls of the program itself, and of other allocators.
     #[serde(default)]
     pub allocator: Option<StepAllocator>,
+    /// The call stack that did it; `null` when it was not recorded.
+    #[serde(default)]
+    pub stack: Option<StackId>,
 }
 
 /// Sizes over time, in buckets of equal length; buckets in which nothing changed are left out.

@@ -514,6 +514,8 @@ fn seen_in_heap(walk: &Walk) -> Vec<EventKind> {
             size_bytes: damage.size,
             changed: Some(Address(damage.changed)),
             tid: None,
+            allocated_stack: None,
+            freed_stack: None,
         })
     });
     let stopped = walk

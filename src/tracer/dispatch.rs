@@ -9,7 +9,9 @@ use super::call::Finished;
 use super::call::Pending;
 use super::call::Range;
 use super::call::Signed;
+use super::modules::Code;
 use super::proc;
+use super::stack::Copied;
 use super::stop::Birth;
 use super::stop::Change;
 use super::stop::Resume;
@@ -31,10 +33,12 @@ use crate::event::Notice;
 use crate::event::NoticeCode;
 use crate::event::Origin;
 use crate::event::Outcome;
+use crate::event::Protection;
 use crate::event::RemapFlags;
 use crate::event::Snapshot;
 use crate::event::SnapshotReason;
 use crate::event::SpaceId;
+use crate::event::StackId;
 use crate::event::Stops;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
@@ -47,6 +51,8 @@ struct Told {
     by_allocator: Option<AllocatorCall>,
     /// What the allocator told by it, and its figures.
     heard: Vec<EventKind>,
+    /// From where it was made.
+    stack: Option<StackId>,
 }
 
 impl Tracer {
@@ -226,14 +232,17 @@ impl Tracer {
             Some(Signed::Call(call)) => Some(call),
             Some(Signed::Page(_) | Signed::HeapError) | None => None,
         };
-        let told = Told {
+        let stack = self.copy_stack(tid, space, &finished, &heard);
+        let told = |stack| Told {
             finished,
             by_allocator,
             heard,
+            stack,
         };
         if self.options.verify || unsure {
             // The tracee stands still until the snapshot is taken.
-            self.tell_finished(tid, space, told);
+            let stack = stack.and_then(|copied| self.unwind_stack(tid, space, copied));
+            self.tell_finished(tid, space, told(stack));
             let reason = if unsure {
                 SnapshotReason::Resync
             } else {
@@ -244,8 +253,48 @@ impl Tracer {
         } else {
             // The program goes on while the event is told.
             self.go_on_with(stopped, 0);
-            self.tell_finished(tid, space, told);
+            let stack = stack.and_then(|copied| self.unwind_stack(tid, space, copied));
+            self.tell_finished(tid, space, told(stack));
         }
+    }
+
+    /// Copies the stack of a thread that stands at the end of a call, if it is wanted.
+    fn copy_stack(
+        &mut self,
+        tid: u32,
+        space: SpaceId,
+        finished: &Finished,
+        heard: &[EventKind],
+    ) -> Option<Copied> {
+        let pid = self.tracees.threads.get(&tid)?.pid;
+        let space = self
+            .tracees
+            .spaces
+            .get_mut(&space)
+            .filter(|space| space.recorded)?;
+        let is_wanted = match finished {
+            Finished::Event(kind) => {
+                if changes_code(kind, &space.code) {
+                    space.code.outdated();
+                }
+                self.stacks.wants(kind)
+            }
+            Finished::AdviceTo { .. } | Finished::Nothing => false,
+        };
+        let is_report = self.stacks.wants_reports() && heard.iter().any(has_stack);
+        (is_wanted || is_report)
+            .then(|| self.stacks.copy(tid, pid, &mut space.code))
+            .flatten()
+    }
+
+    /// Unwinds the stack copied last, and hands out what is new of it.
+    fn unwind_stack(&mut self, tid: u32, space: SpaceId, copied: Copied) -> Option<StackId> {
+        let code = &self.tracees.spaces.get(&space)?.code;
+        let (id, news) = self.stacks.unwind(copied, code);
+        for kind in news {
+            self.record(tid, space, kind);
+        }
+        Some(id)
     }
 
     /// Notes what a finished call did to the break. Returns whether the events alone no longer tell the state.
@@ -274,7 +323,7 @@ impl Tracer {
                 if let EventKind::NotDecoded { abi, .. } = &kind {
                     self.mention_undecoded(tid, &abi.clone());
                 }
-                self.record_in_order(tid, space, kind, told.by_allocator);
+                self.record_in_order(tid, space, kind, told.by_allocator, told.stack);
             }
             Finished::AdviceTo { pidfd, events } => {
                 let target = proc::process_of_pidfd(tid, pidfd)
@@ -289,7 +338,8 @@ impl Tracer {
             Finished::Nothing => {}
         }
         for kind in told.heard {
-            self.record_in_order(tid, space, kind, None);
+            let stack = told.stack.filter(|_| has_stack(&kind));
+            self.record_in_order(tid, space, kind, None, stack);
         }
         self.release_delayed(tid);
     }
@@ -324,6 +374,7 @@ impl Tracer {
         space: SpaceId,
         kind: EventKind,
         by_allocator: Option<AllocatorCall>,
+        stack: Option<StackId>,
     ) {
         let awaited = self.took_effect_after(tid, space, &kind);
         let queue = self.delayed.get(&space);
@@ -335,6 +386,7 @@ impl Tracer {
         };
         let event = Event {
             allocator: by_allocator,
+            stack,
             ..event
         };
         if is_due {
@@ -504,11 +556,13 @@ impl Tracer {
             copy_is_unsure = original.is_some_and(|space| !space.under_way.is_empty());
             let program_break = original.and_then(|space| space.program_break);
             let bundled = original.map(|space| space.bundled.clone());
+            let code = original.map(|space| space.code.clone());
             self.tracees.new_space(Space {
                 owner: child,
                 recorded,
                 program_break,
                 bundled: bundled.unwrap_or_default(),
+                code: code.unwrap_or_default(),
                 ..Space::default()
             })
         };
@@ -739,6 +793,7 @@ impl Tracer {
             tid,
             space,
             allocator: None,
+            stack: None,
             kind,
         })
     }
@@ -763,6 +818,51 @@ impl Tracer {
             SnapshotReason::Resync => space.program_break = heap_end.or(space.program_break),
             _ => {}
         }
+    }
+}
+
+/// Whether an event among what the allocator tells is about the thread's own doing.
+fn has_stack(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::HeapError(_) | EventKind::BlockSampled(_) | EventKind::SampleFreed { .. }
+    )
+}
+
+/// Whether a call changed what code lies where.
+fn changes_code(kind: &EventKind, code: &Code) -> bool {
+    match kind {
+        EventKind::Mmap {
+            protection,
+            length,
+            result: CallResult::Done(start),
+            ..
+        } => {
+            protection.contains(Protection::EXEC)
+                || code.has_any_in(start.0, start.0.saturating_add(*length))
+        }
+        EventKind::Munmap {
+            address,
+            length,
+            result: CallResult::Done(()),
+        } => code.has_any_in(address.0, address.0.saturating_add(*length)),
+        EventKind::Mprotect {
+            address,
+            length,
+            protection,
+            result: CallResult::Done(()),
+        } => {
+            // What is code already stays it when it is opened for writing and closed again.
+            protection.contains(Protection::EXEC)
+                && !code.has_any_in(address.0, address.0.saturating_add(*length))
+        }
+        EventKind::Mremap {
+            address,
+            old_length,
+            result: CallResult::Done(_),
+            ..
+        } => code.has_any_in(address.0, address.0.saturating_add(*old_length)),
+        _ => false,
     }
 }
 

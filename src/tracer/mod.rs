@@ -16,9 +16,11 @@ mod latency;
 mod launch;
 mod launch_error;
 mod library;
+mod modules;
 mod proc;
 mod requests;
 mod seccomp;
+mod stack;
 mod stats_reader;
 mod stop;
 mod sys;
@@ -48,6 +50,7 @@ use self::latency::LatencyHold;
 use self::library::Library;
 use self::requests::Handlers;
 use self::requests::Requests;
+use self::stack::Stacks;
 use self::stop::Resume;
 use self::stop::Stop;
 use self::stop::Stopped;
@@ -71,6 +74,7 @@ use crate::event::ReadingMoment;
 use crate::event::Recording;
 use crate::event::SnapshotReason;
 use crate::event::SpaceId;
+use crate::event::StackMode;
 use crate::event::Stops;
 use crate::units::Timestamp;
 
@@ -100,6 +104,12 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// Take snapshots this often.
     pub every: Option<Duration>,
+    /// Of which calls to record the stacks.
+    pub stacks: StackMode,
+    /// Most frames to record of a stack.
+    pub stack_depth: u32,
+    /// Mean number of requested bytes between two samples of the bundled allocator's blocks; `None` for no samples.
+    pub sample_interval: Option<u64>,
 }
 
 /// Why tracing cannot go on.
@@ -151,6 +161,7 @@ pub struct Tracer {
     waiter: Waiter,
     latency: LatencyHold,
     latency_told: bool,
+    stacks: Stacks,
     _handlers: Handlers,
     /// Events that are complete.
     ready: VecDeque<Event>,
@@ -274,6 +285,9 @@ impl Tracer {
                     follow: options.follow,
                     no_aslr,
                     verify: options.verify,
+                    stacks: options.stacks,
+                    stack_depth: options.stack_depth,
+                    sample_interval_bytes: options.sample_interval,
                 },
             },
             began: Instant::now(),
@@ -284,6 +298,7 @@ impl Tracer {
             waiter: Waiter::new(),
             latency: LatencyHold::new(options.latency_hold),
             latency_told: false,
+            stacks: Stacks::new(options.stacks, options.stack_depth),
             _handlers: handlers,
             ready: VecDeque::new(),
             delayed: HashMap::new(),
@@ -426,6 +441,7 @@ impl Tracer {
             tid,
             space,
             allocator: None,
+            stack: None,
             kind,
         };
         self.ready.push_back(event);

@@ -289,6 +289,8 @@ fn heap_error(record: &ErrorRecord, number: u64) -> Option<HeapError> {
         size_bytes: (size != u64::MAX).then_some(size),
         changed: (changed != 0).then_some(Address(changed)),
         tid: u32::try_from(record.tid.get()).ok(),
+        allocated_stack: None,
+        freed_stack: None,
     })
 }
 

@@ -184,6 +184,67 @@ fn parse_syscall_info(words: &[u64; SYSCALL_INFO_WORDS]) -> SyscallInfo {
     }
 }
 
+/// The registers from which a stack is unwound.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StackRegisters {
+    pub(super) instruction_pointer: u64,
+    pub(super) stack_pointer: u64,
+    frame_pointer: u64,
+    /// The return address of a function that has not saved it yet.
+    #[cfg(target_arch = "aarch64")]
+    link: u64,
+}
+
+impl StackRegisters {
+    /// As the unwinder takes them; addresses above `highest_code` bear a pointer authentication code.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn for_unwinding(&self, _highest_code: u64) -> framehop::UnwindRegsNative {
+        framehop::UnwindRegsNative::new(
+            self.instruction_pointer,
+            self.stack_pointer,
+            self.frame_pointer,
+        )
+    }
+
+    /// As the unwinder takes them; addresses above `highest_code` bear a pointer authentication code.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn for_unwinding(&self, highest_code: u64) -> framehop::UnwindRegsNative {
+        framehop::UnwindRegsNative::new_with_ptr_auth_mask(
+            self.link,
+            self.stack_pointer,
+            self.frame_pointer,
+            framehop::aarch64::PtrAuthMask::from_max_known_address(highest_code),
+        )
+    }
+}
+
+/// The registers of a stopped tracee; `None` for a 32-bit one, and for one that was killed.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
+    // The segment of 64-bit code (__USER_CS, arch/x86/include/asm/segment.h).
+    const USER_CS: u64 = 0x33;
+    let registers = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid_as_pid(tid))).ok()?;
+    (registers.cs == USER_CS).then_some(StackRegisters {
+        instruction_pointer: registers.rip,
+        stack_pointer: registers.rsp,
+        frame_pointer: registers.rbp,
+    })
+}
+
+/// The registers of a stopped tracee; `None` for a 32-bit one, and for one that was killed.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
+    // PSR_MODE32_BIT, arch/arm64/include/uapi/asm/ptrace.h.
+    const MODE_32_BIT: u64 = 0x10;
+    let registers = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid_as_pid(tid))).ok()?;
+    (registers.pstate & MODE_32_BIT == 0).then_some(StackRegisters {
+        instruction_pointer: registers.pc,
+        stack_pointer: registers.sp,
+        frame_pointer: registers.regs[29],
+        link: registers.regs[30],
+    })
+}
+
 /// Number and arguments of the call that a tracee at its exit stop has made, where the registers still hold them.
 ///
 /// Needed only when breaktrace attached in the middle of a call and so missed its entry.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::bundled::Bundled;
 use super::call::Pending;
 use super::call::Range;
+use super::modules::Code;
 use super::proc;
 use super::stop::Resume;
 use super::stop::Stopped;
@@ -89,6 +90,8 @@ pub(super) struct Space {
     pub(super) break_unsure: bool,
     /// The bundled allocator in it.
     pub(super) bundled: Bundled,
+    /// Its code, as far as stacks needed it.
+    pub(super) code: Code,
 }
 
 /// A call under way, as far as others need to know.

@@ -37,8 +37,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "report",
         ],
     ),
-    ("report", &["units", "stats_page", "event"]),
-    ("render", &["units", "stats_page", "event", "report"]),
+    ("symbols", &["units", "event"]),
+    ("report", &["units", "stats_page", "event", "symbols"]),
+    (
+        "render",
+        &["units", "stats_page", "event", "symbols", "report"],
+    ),
     ("demo", &["units", "event", "report", "tracer", "render"]),
     (
         "cli",
@@ -49,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "event_log",
             "tracer",
             "doctor",
+            "symbols",
             "model",
             "report",
             "render",

@@ -241,6 +241,8 @@ fn heap_error(kind: HeapErrorKind, changed: Option<u64>) -> FoundHeapError {
             size_bytes: Some(24),
             changed: changed.map(|offset| Address(BLOCK.wrapping_add(offset))),
             tid: Some(4_711),
+            allocated_stack: None,
+            freed_stack: None,
         },
     }
 }
