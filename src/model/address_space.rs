@@ -7,6 +7,9 @@ use super::calls::Call;
 use super::calls::CallCounts;
 use super::check;
 use super::check::Class;
+use super::growth::GrowthLog;
+use super::growth::Held;
+use super::growth::Owner;
 use super::layout;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
@@ -43,6 +46,7 @@ use crate::report::Difference;
 use crate::report::LayoutSegment;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
+use crate::report::StackGrowth;
 use crate::report::Steps;
 use crate::report::TimelineReport;
 use crate::units::Address;
@@ -62,6 +66,8 @@ struct Moment {
     tid: u32,
     /// Set if the bundled allocator called.
     allocator: Option<AllocatorCall>,
+    /// From where, as the recorder keeps it.
+    stack: Owner,
 }
 
 /// Counters of the anonymous memory of an address space.
@@ -91,6 +97,7 @@ struct Detail {
     break_steps: StepLog,
     anonymous_steps: StepLog,
     timeline: Timeline,
+    growth: GrowthLog,
     layout: Vec<LayoutSegment>,
     /// The layout is that of the end: later snapshots do not replace it.
     layout_is_final: bool,
@@ -210,7 +217,7 @@ impl AddressSpace {
         if !untouched || !parent.is_live() || parent.knowledge == Knowledge::CallsOnly {
             return;
         }
-        self.regions = parent.regions.clone();
+        self.regions = parent.regions.without_owners();
         self.program_break = parent.program_break.forked();
         self.knowledge = match parent.knowledge {
             Knowledge::Outdated => Knowledge::Outdated,
@@ -228,6 +235,10 @@ impl AddressSpace {
     pub(super) fn end(&mut self, time: Timestamp) {
         if !self.is_live() {
             return;
+        }
+        let held = self.held();
+        if let Some(detail) = &mut self.detail {
+            detail.growth.end(held);
         }
         self.state = State::Ended(time, self.extent());
         self.regions.clear();
@@ -254,6 +265,32 @@ impl AddressSpace {
         }
         self.checks.differences.truncate(1);
         self.checks.differences.shrink_to_fit();
+    }
+
+    /// What each stack still has.
+    fn held(&self) -> Held {
+        let Some(detail) = &self.detail else {
+            return Held::default();
+        };
+        match detail.growth.at_end() {
+            Some(held) if !self.is_live() => held.clone(),
+            _ => Held {
+                program_break: detail.growth.held_of_break(self.program_break.end()),
+                anonymous: self.regions.owned().clone(),
+            },
+        }
+    }
+
+    /// Growth by stack; empty without detail.
+    fn growth_report(&self) -> Vec<StackGrowth> {
+        let Some(detail) = &self.detail else {
+            return Vec::new();
+        };
+        let whole = (
+            self.program_break.size().unwrap_or_default(),
+            self.extent_usable(),
+        );
+        detail.growth.report(&self.held(), whole)
     }
 
     pub(super) fn has_detail(&self) -> bool {
@@ -300,11 +337,17 @@ impl AddressSpace {
     }
 
     /// Accounts for a memory call; other events are none of its business.
-    pub(super) fn record_call(&mut self, event: &Event) {
+    pub(super) fn record_call(&mut self, event: &Event, stack: Owner) {
+        let stack = self
+            .detail
+            .as_ref()
+            .and_then(|detail| detail.growth.admit(stack));
+        self.regions.set_owner(stack);
         let moment = Moment {
             time: event.time,
             tid: event.tid,
             allocator: event.allocator,
+            stack,
         };
         if moment.allocator.is_some() {
             self.latest_call = Some(LatestCall {
@@ -378,6 +421,8 @@ impl AddressSpace {
             EventKind::NotDecoded { .. } => self.not_decoded(),
             _ => {}
         }
+        // What snapshots tell later has no owner.
+        self.regions.set_owner(None);
     }
 
     /// Counts a call. Whether it may have an effect: not when it failed, and not after the end, when the regions are
@@ -468,6 +513,7 @@ impl AddressSpace {
     fn add_break_step(&mut self, moment: Moment, from: Address, to: Address) {
         let after = self.program_break.size().unwrap_or_default();
         if let Some(detail) = &mut self.detail {
+            detail.growth.break_moved(moment.stack, from, to);
             detail.break_steps.push(Step {
                 time: moment.time,
                 tid: moment.tid,
@@ -477,6 +523,7 @@ impl AddressSpace {
                 from,
                 to,
                 allocator: moment.allocator.map(marked),
+                stack: moment.stack,
             });
             if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
                 latest.break_step = Some(detail.break_steps.total());
@@ -659,7 +706,23 @@ impl AddressSpace {
     /// Lets a call change the regions and accounts for what that did to usable memory.
     fn apply(&mut self, moment: Moment, call: Call, span: Span, change: impl FnOnce(&mut Regions)) {
         let usable_before = self.regions.usable_bytes();
+        let owned_before = self.regions.owned_bytes(moment.stack);
         change(&mut self.regions);
+        let usable = self.regions.usable_bytes();
+        // Without an owner, what became larger on the whole.
+        let (own, own_before) = match moment.stack {
+            Some(_) => (self.regions.owned_bytes(moment.stack), owned_before),
+            None => (usable, usable_before),
+        };
+        if let Some(detail) = &mut self.detail {
+            if own > own_before {
+                detail.growth.anonymous_grew(moment.stack, own - own_before);
+            }
+            if usable < usable_before {
+                let returned = usable_before - usable;
+                detail.growth.anonymous_returned(moment.stack, returned);
+            }
+        }
         self.settle(moment, call, span, usable_before);
     }
 
@@ -686,6 +749,7 @@ impl AddressSpace {
                 from: span.start,
                 to: span.end,
                 allocator: moment.allocator.map(marked),
+                stack: moment.stack,
             });
             if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
                 latest.anonymous_step = Some(detail.anonymous_steps.total());
@@ -738,13 +802,14 @@ impl AddressSpace {
     }
 
     /// Accounts for what the bundled allocator told; other events are none of its business.
-    pub(super) fn record_allocator(&mut self, event: &Event) {
+    pub(super) fn record_allocator(&mut self, event: &Event, stack: Owner) {
         match &event.kind {
             EventKind::AllocatorFound(setup) => self.allocator().found(setup),
             EventKind::AllocatorAbsent(absence) => self.allocator().absent(absence),
             EventKind::AllocatorRead(reading) => self.allocator_read(event, reading),
             EventKind::HeapError(error) => {
-                self.allocator().heap_error(event.time, event.pid, *error);
+                self.allocator()
+                    .heap_error(event.time, event.pid, *error, stack);
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
             _ => {}
@@ -977,7 +1042,7 @@ impl AddressSpace {
                 Some(allocator) => Some(allocator.report(choice)),
                 None => allocator::unheard(choice),
             },
-            growth: Vec::new(),
+            growth: self.growth_report(),
             call_paths: Vec::new(),
         }
     }

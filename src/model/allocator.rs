@@ -1,5 +1,6 @@
 //! What the bundled allocator of one address space told, held against the calls that were traced.
 
+use super::growth::Owner;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
 use crate::event::AllocatorAbsence;
@@ -274,7 +275,7 @@ impl Allocator {
         self.absence = Some(absence.clone());
     }
 
-    pub(super) fn heap_error(&mut self, time: Timestamp, pid: u32, error: HeapError) {
+    pub(super) fn heap_error(&mut self, time: Timestamp, pid: u32, error: HeapError, stack: Owner) {
         for (kind, count) in ERROR_KINDS.iter().zip(&mut self.error_counts) {
             *count += u64::from(*kind == error.kind);
         }
@@ -283,6 +284,7 @@ impl Allocator {
                 time_ns: time,
                 pid,
                 error,
+                stack,
             });
         }
     }

@@ -8,12 +8,14 @@ mod address_space;
 mod allocator;
 mod calls;
 mod check;
+mod growth;
 mod layout;
 mod notices;
 mod process;
 mod program_break;
 mod programs;
 mod regions;
+mod stacks;
 mod steps;
 mod timeline;
 
@@ -36,6 +38,7 @@ use process::Process;
 use process::SpaceList;
 use programs::ProgramId;
 use programs::Programs;
+use stacks::StackTable;
 
 use crate::event::EndReason;
 use crate::event::Event;
@@ -47,6 +50,7 @@ use crate::event::Outcome;
 use crate::event::Recording;
 use crate::event::Snapshot;
 use crate::event::SpaceId;
+use crate::event::StackMode;
 use crate::event_log::LogError;
 use crate::event_log::LogReader;
 use crate::report::RecordingEnd;
@@ -55,6 +59,8 @@ use crate::report::SCHEMA_NAME;
 use crate::report::SCHEMA_VERSION;
 use crate::report::Schema;
 use crate::report::SpaceOrigin;
+use crate::report::SpaceReport;
+use crate::report::Stacks;
 use crate::report::Tool;
 use crate::report::Totals;
 use crate::units::Timestamp;
@@ -81,6 +87,7 @@ pub struct Recorder {
     spaces: Vec<AddressSpace>,
     space_by_id: HashMap<SpaceId, usize>,
     detail: DetailKeeper,
+    stacks: StackTable,
 }
 
 /// Which address spaces keep their detail.
@@ -120,6 +127,7 @@ impl Recorder {
             spaces: Vec::new(),
             space_by_id: HashMap::new(),
             detail: DetailKeeper::default(),
+            stacks: StackTable::default(),
         }
     }
 
@@ -150,12 +158,10 @@ impl Recorder {
             }
             EventKind::ProcessEnded { outcome } => self.process_ended(event, *outcome),
             EventKind::Snapshot(snapshot) => self.snapshot(event, snapshot),
-            EventKind::BlockSampled(_)
-            | EventKind::SampleFreed { .. }
-            | EventKind::ModuleSeen(_)
-            | EventKind::FunctionSeen(_)
-            | EventKind::StackSeen(_)
-            | EventKind::CodeNamed { .. } => {}
+            EventKind::ModuleSeen(module) => self.stacks.module(module),
+            EventKind::FunctionSeen(function) => self.stacks.function(function),
+            EventKind::StackSeen(stack) => self.stacks.stack(stack),
+            EventKind::CodeNamed { module, names } => self.stacks.named(*module, names),
             EventKind::Notice(notice) => self.note(notice),
             EventKind::RecordingEnded { reason } => self.end_reason = Some(*reason),
             EventKind::Brk { .. }
@@ -173,6 +179,8 @@ impl Recorder {
             | EventKind::AllocatorAbsent(_)
             | EventKind::AllocatorRead(_)
             | EventKind::HeapError(_)
+            | EventKind::BlockSampled(_)
+            | EventKind::SampleFreed { .. }
             | EventKind::HeapWalked(_) => self.allocator_event(event),
         }
     }
@@ -187,6 +195,12 @@ impl Recorder {
     pub fn report(&self) -> Report {
         let spaces = self.listed_spaces();
         let processes = self.listed_processes(&spaces);
+        let main_space = main_space(&spaces);
+        let mut address_spaces: Vec<SpaceReport> = spaces
+            .into_iter()
+            .map(|space| space.report(&self.programs, &self.recording.allocator))
+            .collect();
+        let stacks = self.report_stacks(&mut address_spaces);
         Report {
             schema: Schema {
                 name: SCHEMA_NAME.to_owned(),
@@ -203,18 +217,46 @@ impl Recorder {
                 events: self.events,
             },
             totals: self.totals(),
-            main_space: main_space(&spaces),
+            main_space,
             processes: processes
                 .into_iter()
                 .map(|process| process.report(&self.programs))
                 .collect(),
-            address_spaces: spaces
-                .into_iter()
-                .map(|space| space.report(&self.programs, &self.recording.allocator))
-                .collect(),
-            stacks: None,
+            address_spaces,
+            stacks,
             notices: self.notices.report(),
         }
+    }
+
+    /// The stacks that these address spaces name; `None` when none were to be recorded.
+    fn report_stacks(&self, spaces: &mut [SpaceReport]) -> Option<Stacks> {
+        if self.recording.capture.stacks == StackMode::Off {
+            return None;
+        }
+        let mut named = BTreeSet::new();
+        for space in spaces {
+            let steps = space
+                .program_break
+                .steps
+                .kept
+                .iter()
+                .chain(&space.anonymous.steps.kept);
+            named.extend(steps.filter_map(|step| step.stack));
+            named.extend(space.growth.iter().filter_map(|growth| growth.stack));
+            for found in space
+                .allocator
+                .iter_mut()
+                .flat_map(|allocator| &mut allocator.heap_errors.kept)
+            {
+                let error = &mut found.error;
+                for stack in [&mut error.allocated_stack, &mut error.freed_stack] {
+                    *stack = stack.and_then(|id| self.stacks.resolve(id));
+                    named.extend(*stack);
+                }
+                named.extend(found.stack);
+            }
+        }
+        Some(self.stacks.report(&named))
     }
 
     /// The address spaces that a report lists, by number: all of them, or of very many those that grew most.
@@ -373,12 +415,14 @@ impl Recorder {
 
     fn memory_call(&mut self, event: &Event) {
         let space = self.space_of(event);
-        self.spaces[space].record_call(event);
+        let stack = self.stacks.of_event(event.stack);
+        self.spaces[space].record_call(event, stack);
     }
 
     fn allocator_event(&mut self, event: &Event) {
         let space = self.space_of(event);
-        self.spaces[space].record_allocator(event);
+        let stack = self.stacks.of_event(event.stack);
+        self.spaces[space].record_allocator(event, stack);
     }
 
     /// Index of the address space that an event concerns. One that nobody announced belongs to the process of the

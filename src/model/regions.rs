@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::growth::Owner;
+use crate::event::StackId;
 use crate::units::Address;
 
 /// A range of addresses: from `start` up to, but not including, `end`.
@@ -131,11 +133,33 @@ pub(super) struct Remap {
     pub(super) keep_old: bool,
 }
 
-/// All regions of an address space. They never overlap, none is empty, and neighbours that touch differ in kind.
+/// Most regions that are told apart by owner only.
+const MOST_OWNED: usize = 1 << 17;
+
+/// What a region is, and whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    end: Address,
+    kind: Kind,
+    /// Always `None` where the kind is not usable.
+    owner: Owner,
+}
+
+/// A stretch of one kind and owner.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    region: Region,
+    owner: Owner,
+}
+
+/// All regions of an address space. They never overlap, none is empty, and neighbours that touch differ in kind or owner.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Regions {
-    /// End and kind by start.
-    by_start: BTreeMap<Address, (Address, Kind)>,
+    by_start: BTreeMap<Address, Held>,
+    /// To whom memory belongs that becomes usable.
+    owner: Owner,
+    /// Usable bytes by owner; what is missing to all of them has none.
+    owned: BTreeMap<StackId, u64>,
     usable_bytes: u64,
     reserved_bytes: u64,
 }
@@ -164,21 +188,59 @@ impl Regions {
         areas
     }
 
-    /// All regions from bottom to top.
+    /// From now on, memory that becomes usable belongs to this stack.
+    pub(super) fn set_owner(&mut self, owner: Owner) {
+        self.owner = owner.filter(|_| self.by_start.len() < MOST_OWNED);
+    }
+
+    /// Usable bytes that belong to a stack.
+    pub(super) fn owned_bytes(&self, owner: Owner) -> u64 {
+        owner
+            .and_then(|stack| self.owned.get(&stack))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Usable bytes by owner.
+    pub(super) fn owned(&self) -> &BTreeMap<StackId, u64> {
+        &self.owned
+    }
+
+    /// The same regions, owned by nobody.
+    pub(super) fn without_owners(&self) -> Self {
+        let mut copy = Self::default();
+        for region in self.iter() {
+            copy.insert(region.span, region.kind, None);
+        }
+        copy
+    }
+
+    /// All regions from bottom to top, whoever owns them.
     pub(super) fn iter(&self) -> impl Iterator<Item = Region> {
-        self.by_start.iter().map(|(&start, &(end, kind))| Region {
-            span: Span { start, end },
-            kind,
+        let mut held = self.by_start.iter().peekable();
+        std::iter::from_fn(move || {
+            let (&start, first) = held.next()?;
+            let mut end = first.end;
+            while let Some((_, next)) =
+                held.next_if(|(next_start, next)| **next_start == end && next.kind == first.kind)
+            {
+                end = next.end;
+            }
+            Some(Region {
+                span: Span { start, end },
+                kind: first.kind,
+            })
         })
     }
 
-    /// The region that holds this address.
+    /// The region that holds this address; of one that several own, the owner's part.
     pub(super) fn at(&self, address: Address) -> Option<Region> {
-        let (&start, &(end, kind)) = self.by_start.range(..=address).next_back()?;
-        (address < end).then_some(Region {
-            span: Span { start, end },
-            kind,
-        })
+        self.piece_at(address).map(|piece| piece.region)
+    }
+
+    fn piece_at(&self, address: Address) -> Option<Piece> {
+        let (&start, held) = self.by_start.range(..=address).next_back()?;
+        (address < held.end).then_some(piece(start, held))
     }
 
     /// End of the highest region that begins below this address; the address itself if that one reaches beyond.
@@ -186,29 +248,36 @@ impl Regions {
         self.by_start
             .range(..address)
             .next_back()
-            .map_or(Address(0), |(_, &(end, _))| end.min(address))
+            .map_or(Address(0), |(_, held)| held.end.min(address))
     }
 
     /// What lies in this range, cut to it, from bottom to top.
     pub(super) fn pieces(&self, span: Span) -> Vec<Region> {
+        self.owned_pieces(span)
+            .into_iter()
+            .map(|piece| piece.region)
+            .collect()
+    }
+
+    fn owned_pieces(&self, span: Span) -> Vec<Piece> {
         if span.is_empty() {
             return Vec::new();
         }
-        let first = self.at(span.start).into_iter();
+        let first = self.piece_at(span.start).into_iter();
         // The region at the start, if any, begins at or below it and comes first.
         let rest = self
             .by_start
             .range(span.start..span.end)
             .filter(|&(&start, _)| start > span.start)
-            .map(|(&start, &(end, kind))| Region {
-                span: Span { start, end },
-                kind,
-            });
+            .map(|(&start, held)| piece(start, held));
         first
             .chain(rest)
-            .map(|region| Region {
-                span: region.span.within(span),
-                kind: region.kind,
+            .map(|piece| Piece {
+                region: Region {
+                    span: piece.region.span.within(span),
+                    ..piece.region
+                },
+                ..piece
             })
             .collect()
     }
@@ -220,11 +289,15 @@ impl Regions {
 
     /// Maps this range, replacing what it covers.
     pub(super) fn map(&mut self, span: Span, kind: Kind) {
+        self.map_for(span, kind, self.owner);
+    }
+
+    fn map_for(&mut self, span: Span, kind: Kind, owner: Owner) {
         if span.is_empty() {
             return;
         }
         self.unmap(span);
-        self.insert(span, kind);
+        self.insert(span, kind, owner);
         self.join(span.start);
         self.join(span.end);
     }
@@ -248,16 +321,21 @@ impl Regions {
         }
         self.cut(span.start);
         self.cut(span.end);
-        let pieces = self.pieces(span);
-        for piece in &pieces {
-            let kind = change(piece.kind);
-            if kind != piece.kind {
-                self.remove(piece.span.start);
-                self.insert(piece.span, kind);
+        let pieces = self.owned_pieces(span);
+        for Piece { region, owner } in &pieces {
+            let kind = change(region.kind);
+            if kind != region.kind {
+                let owner = if region.kind.is_usable() {
+                    *owner
+                } else {
+                    self.owner
+                };
+                self.remove(region.span.start);
+                self.insert(region.span, kind, owner);
             }
         }
         for piece in &pieces {
-            self.join(piece.span.start);
+            self.join(piece.region.span.start);
         }
         self.join(span.end);
     }
@@ -276,20 +354,25 @@ impl Regions {
         let Remap { old, new, keep_old } = remap;
         let moves = old.start != new.start;
         let kept = Span::of(old.start, old.bytes().min(new.bytes()));
-        let pieces = self.pieces(kept);
+        let pieces = self.owned_pieces(kept);
         let last_kind = self.at(old.end - 1).map(|region| region.kind);
         if !keep_old {
             self.unmap(old);
         }
         self.unmap(new);
-        for piece in pieces {
-            let start = new.start + piece.span.start.above(old.start);
+        for Piece { region, owner } in pieces {
+            let start = new.start + region.span.start.above(old.start);
             let kind = if moves {
-                piece.kind.moved(old.start, new.start)
+                region.kind.moved(old.start, new.start)
             } else {
-                piece.kind
+                region.kind
             };
-            self.map(Span::of(start, piece.span.bytes()), kind);
+            let owner = if region.kind.is_usable() {
+                owner
+            } else {
+                self.owner
+            };
+            self.map_for(Span::of(start, region.span.bytes()), kind, owner);
         }
         if let Some(kind) = last_kind
             && new.bytes() > old.bytes()
@@ -321,47 +404,76 @@ impl Regions {
 
     /// Makes two regions of one that holds this address in its middle.
     fn cut(&mut self, at: Address) {
-        if let Some((_, (end, kind))) = self.by_start.range_mut(..at).next_back()
-            && *end > at
+        if let Some((_, held)) = self.by_start.range_mut(..at).next_back()
+            && held.end > at
         {
-            let upper = (*end, *kind);
-            *end = at;
+            let upper = *held;
+            held.end = at;
             self.by_start.insert(at, upper);
         }
     }
 
-    /// Makes one region of two that meet here and are of the same kind.
+    /// Makes one region of two that meet here and are alike.
     fn join(&mut self, at: Address) {
         let Some(&upper) = self.by_start.get(&at) else {
             return;
         };
-        if let Some((_, (end, kind))) = self.by_start.range_mut(..at).next_back()
-            && *end == at
-            && *kind == upper.1
+        if let Some((_, held)) = self.by_start.range_mut(..at).next_back()
+            && held.end == at
+            && held.kind == upper.kind
+            && held.owner == upper.owner
         {
-            *end = upper.0;
+            held.end = upper.end;
             self.by_start.remove(&at);
         }
     }
 
-    fn insert(&mut self, span: Span, kind: Kind) {
+    fn insert(&mut self, span: Span, kind: Kind, owner: Owner) {
+        let owner = owner.filter(|_| kind.is_usable());
         if kind.is_usable() {
             self.usable_bytes += span.bytes();
         } else if kind.is_reserved() {
             self.reserved_bytes += span.bytes();
         }
-        self.by_start.insert(span.start, (span.end, kind));
+        if let Some(stack) = owner {
+            *self.owned.entry(stack).or_default() += span.bytes();
+        }
+        let held = Held {
+            end: span.end,
+            kind,
+            owner,
+        };
+        self.by_start.insert(span.start, held);
     }
 
     fn remove(&mut self, start: Address) {
-        let Some((end, kind)) = self.by_start.remove(&start) else {
+        let Some(held) = self.by_start.remove(&start) else {
             return;
         };
-        if kind.is_usable() {
-            self.usable_bytes -= end.above(start);
-        } else if kind.is_reserved() {
-            self.reserved_bytes -= end.above(start);
+        let bytes = held.end.above(start);
+        if held.kind.is_usable() {
+            self.usable_bytes -= bytes;
+        } else if held.kind.is_reserved() {
+            self.reserved_bytes -= bytes;
         }
+        if let Some(stack) = held.owner
+            && let Some(owned) = self.owned.get_mut(&stack)
+        {
+            *owned -= bytes;
+        }
+    }
+}
+
+fn piece(start: Address, held: &Held) -> Piece {
+    Piece {
+        region: Region {
+            span: Span {
+                start,
+                end: held.end,
+            },
+            kind: held.kind,
+        },
+        owner: held.owner,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::calls::Call;
 use crate::event::AllocatorCall;
+use crate::event::StackId;
 use crate::report;
 use crate::report::StepAllocator;
 use crate::report::StepFigures;
@@ -30,6 +31,7 @@ pub(super) struct Step {
     pub(super) to: Address,
     /// Why the bundled allocator did it, if it was its doing.
     pub(super) allocator: Option<StepAllocator>,
+    pub(super) stack: Option<StackId>,
 }
 
 /// What is known of a call of the bundled allocator's before its figures are read.
@@ -127,7 +129,7 @@ impl StepLog {
                 from: step.from,
                 to: step.to,
                 allocator: step.allocator,
-                stack: None,
+                stack: step.stack,
             })
             .collect()
     }
@@ -160,6 +162,7 @@ mod tests {
                 from: Address(0),
                 to: Address(0),
                 allocator: None,
+                stack: None,
             });
         }
         log

@@ -12,6 +12,7 @@ use crate::event::HeapError;
 use crate::event::HeapErrorKind;
 use crate::event::HeapWalk;
 use crate::event::ReadingMoment;
+use crate::event::StackId;
 use crate::units::Timestamp;
 
 /// The malloc library of one address space, where it is not simply the C library's own.
@@ -94,6 +95,9 @@ pub struct FoundHeapError {
     pub pid: u32,
     /// The error.
     pub error: HeapError,
+    /// The call stack of the thread that noticed; `null` when it was not recorded, or found from outside.
+    #[serde(default)]
+    pub stack: Option<StackId>,
 }
 
 /// How the allocator's account of its memory calls compared with those that were traced, and whether its figures add

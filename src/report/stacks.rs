@@ -23,6 +23,9 @@ pub struct Stacks {
     pub truncated: u64,
     /// Distinct stacks seen.
     pub distinct: u64,
+    /// Stacks seen for which there was no room; what they did counts as that of no stack.
+    #[serde(default)]
+    pub left_out: u64,
     /// What code lies in.
     pub modules: Vec<StackModule>,
     /// Places in code.
@@ -91,7 +94,8 @@ pub struct Culprit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StackGrowth {
-    /// The stack; `null` for all that has none: it was not recorded, or is none of those that are listed.
+    /// The stack; `null` for all that has none: it was not recorded, or is none of those that are listed. Its net figures
+    /// also hold the memory that was there before the recording.
     pub stack: Option<StackId>,
     /// To the break.
     #[serde(rename = "break")]
@@ -102,8 +106,8 @@ pub struct StackGrowth {
 
 /// Growth with one cause.
 ///
-/// `grown − shrunk = net`, and the net figures of all causes, the memory from before the recording included, add up to
-/// the size at the end.
+/// `grown − shrunk = net` for each stack, and the net figures of all, the entry without a stack included, add up to the size
+/// at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Growth {

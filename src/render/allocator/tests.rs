@@ -233,6 +233,7 @@ fn heap_error(kind: HeapErrorKind, changed: Option<u64>) -> FoundHeapError {
     FoundHeapError {
         time_ns: Timestamp(12_000_000),
         pid: 4_711,
+        stack: None,
         error: HeapError {
             number: Some(1),
             kind,
