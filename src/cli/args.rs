@@ -50,6 +50,14 @@ EINTR. Exit status 0, 1 when attaching or recording failed, 2 when the command l
 
 Signals to breaktrace: SIGUSR1 takes a snapshot.";
 
+const SYMBOLIZE_HELP: &str = "\
+What the report knows already stays; what these files tell is added. So it may be done on the machine that has the \
+debug files, and again when there are more. A file counts only if it is of the build that ran: by its build ID, or by \
+size and time of change where it has none. Nothing is fetched from the network. What was found is told on stderr.
+
+Exit status 0 also when there was nothing to find, 1 when a file cannot be read or written, 2 when the command line is \
+wrong.";
+
 const DEMO_HELP: &str = "\
 breaktrace traces itself playing a small program: five blocks of 16 KiB from malloc, the second freed, a sixth, freed \
 as well, and one of 90 KiB. What the program saw (sbrk(0)) stands beside what was traced, and each number is taken \
@@ -75,6 +83,8 @@ pub(super) enum Command {
     Compare(Compare),
     /// Show a recorded report or event log again
     Report(Report),
+    /// Add functions, files and lines to the call stacks of a report
+    Symbolize(Symbolize),
     /// Show on breaktrace itself what malloc makes of the program break
     Demo(Demo),
     /// Find out what this machine allows, and what to do where it does not
@@ -99,6 +109,21 @@ pub(super) struct OutputOptions {
     /// Add addresses, all processes, all steps and all calls to the text
     #[arg(short, long)]
     pub(super) verbose: bool,
+}
+
+/// Where the functions of call stacks are looked up.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SymbolOptions {
+    /// Don't look up functions, files and lines; `breaktrace symbolize` can do so later
+    #[arg(long, conflicts_with = "debug_dir")]
+    pub(super) no_symbols: bool,
+
+    /// Look for programs, libraries and their debug files in DIR first (repeatable)
+    ///
+    /// By build ID (DIR/.build-id), by the path they had (DIR/usr/bin/…), or by name. Debug information is also looked
+    /// for where gdb does: in the files, beside them, and in /usr/lib/debug. Nothing is fetched from the network.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) debug_dir: Vec<PathBuf>,
 }
 
 /// How to record; `run` and `attach` share these.
@@ -129,6 +154,9 @@ pub(super) struct RecordOptions {
     /// Record at most so many frames of a stack
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(super) stack_depth: u32,
+
+    #[command(flatten)]
+    pub(super) symbols: SymbolOptions,
 
     /// Record only the first process, not its children
     #[arg(long)]
@@ -317,7 +345,26 @@ pub(super) struct Report {
     #[command(flatten)]
     pub(super) output: OutputOptions,
 
+    #[command(flatten)]
+    pub(super) symbols: SymbolOptions,
+
     /// A report written by -o FILE.json, or an event log written by --events
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = SYMBOLIZE_HELP)]
+pub(super) struct Symbolize {
+    /// Write the result to FILE instead of back to the report's file; - is stdout
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: Option<PathBuf>,
+
+    /// Look for programs, libraries and their debug files in DIR first (repeatable)
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) debug_dir: Vec<PathBuf>,
+
+    /// A report written by -o FILE.json
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) file: PathBuf,
 }

@@ -11,6 +11,7 @@ use super::Failure;
 use super::args;
 use super::output;
 use super::output::Outputs;
+use super::symbolize;
 use crate::event_log;
 use crate::event_log::FileKind;
 use crate::model;
@@ -24,12 +25,14 @@ const LARGEST_REPORT: u64 = 256 << 20;
 pub(super) fn report(arguments: args::Report) -> Result<Ending, Failure> {
     let outputs = Outputs::new(&arguments.output, output::Default::Stdout)?;
     outputs.check()?;
-    outputs.write(&read(&arguments.file)?)?;
+    let (_, mut report) = read(&arguments.file)?;
+    symbolize::complete(&mut report, &arguments.symbols);
+    outputs.write(&report)?;
     Ok(Ending::Code(0))
 }
 
-/// Reads a report, or replays an event log into one.
-fn read(path: &Path) -> Result<Report, Failure> {
+/// Reads a report, or replays an event log into one; tells which it was.
+pub(super) fn read(path: &Path) -> Result<(FileKind, Report), Failure> {
     let cannot_read = |error: std::io::Error| {
         let failure = Failure::new(format!("cannot read `{}`: {error}", path.display()));
         match error.kind() {
@@ -46,12 +49,13 @@ fn read(path: &Path) -> Result<Report, Failure> {
         .take(4096)
         .read_to_end(&mut head)
         .map_err(cannot_read)?;
-    match event_log::sniff(&head) {
+    let kind = event_log::sniff(&head);
+    let report = match kind {
         FileKind::EventLog => {
             file.rewind().map_err(cannot_read)?;
             let recorder = model::replay(BufReader::with_capacity(1 << 20, file))
                 .map_err(|error| unreadable(path, &error, error.hint()))?;
-            Ok(recorder.report())
+            recorder.report()
         }
         FileKind::Report | FileKind::Unknown => {
             let mut bytes = head;
@@ -68,9 +72,10 @@ fn read(path: &Path) -> Result<Report, Failure> {
                 ));
             }
             let text = String::from_utf8_lossy(&bytes);
-            report::from_json(&text).map_err(|error| unreadable(path, &error, error.hint()))
+            report::from_json(&text).map_err(|error| unreadable(path, &error, error.hint()))?
         }
-    }
+    };
+    Ok((kind, report))
 }
 
 fn unreadable(path: &Path, error: &dyn std::error::Error, hint: Option<String>) -> Failure {

@@ -7,6 +7,7 @@ mod doctor;
 mod inspect;
 mod output;
 mod record;
+mod symbolize;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -96,6 +97,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Attach(attach) => record::attach(attach),
         Command::Compare(arguments) => compare::compare(&arguments),
         Command::Report(report) => inspect::report(report),
+        Command::Symbolize(arguments) => symbolize::symbolize(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     };

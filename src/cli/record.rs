@@ -12,9 +12,11 @@ use super::RUN_FAILED;
 use super::args;
 use super::args::AllocatorOptions;
 use super::args::RecordOptions;
+use super::args::SymbolOptions;
 use super::output;
 use super::output::Outputs;
 use super::output::cannot_write;
+use super::symbolize;
 use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::Notice;
@@ -166,6 +168,7 @@ fn tracer_options(options: &RecordOptions) -> Options {
 /// A recording in the making: where its events and its report go.
 struct Session {
     outputs: Outputs,
+    symbols: SymbolOptions,
     events: Option<PathBuf>,
     /// The event log did not exist before.
     events_file_is_new: bool,
@@ -174,6 +177,7 @@ struct Session {
 /// A recording that has ended.
 struct Recorded {
     outputs: Outputs,
+    symbols: SymbolOptions,
     recorder: Recorder,
     failure: Option<Failure>,
 }
@@ -204,6 +208,7 @@ impl Session {
         };
         Ok(Self {
             outputs,
+            symbols: options.symbols.clone(),
             events,
             events_file_is_new,
         })
@@ -261,6 +266,7 @@ impl Session {
         }
         Ok(Recorded {
             outputs: self.outputs,
+            symbols: self.symbols,
             recorder,
             failure,
         })
@@ -270,7 +276,9 @@ impl Session {
 impl Recorded {
     /// Writes the report.
     fn finish(self) -> Result<(), Failure> {
-        let written = self.outputs.write(&self.recorder.report());
+        let mut report = self.recorder.report();
+        symbolize::complete(&mut report, &self.symbols);
+        let written = self.outputs.write(&report);
         match self.failure {
             Some(failure) => Err(failure),
             None => written,

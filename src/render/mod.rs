@@ -9,6 +9,7 @@ mod chart;
 mod comparison;
 mod layout;
 pub(crate) mod style;
+mod symbols;
 pub(crate) mod table;
 mod terminal;
 mod text;
@@ -19,6 +20,7 @@ pub(crate) mod words;
 mod tests;
 
 pub use comparison::comparison;
+pub use symbols::symbols;
 
 use std::fmt;
 use std::path::Path;

@@ -6,10 +6,12 @@
 
 mod allocator;
 mod comparison;
+mod culprit;
 mod json;
 #[cfg(test)]
 mod schema;
 mod stacks;
+mod symbolize;
 
 pub use allocator::AllocatorChecks;
 pub use allocator::AllocatorClaims;
@@ -41,6 +43,8 @@ pub use stacks::StackGrowth;
 pub use stacks::StackModule;
 pub use stacks::StackReport;
 pub use stacks::Stacks;
+pub use symbolize::name_culprits;
+pub use symbolize::symbolize;
 
 use serde::Deserialize;
 use serde::Serialize;

@@ -129,10 +129,14 @@ pub struct Growth {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CallPath {
-    /// The function that is to be named: see `culprit` of stacks; `null` when no stack was recorded.
+    /// The function that is to be named: see `culprit` of stacks. Its line is `null` where the stacks differ in it; of a
+    /// function without a known name the name is as in `path`. `null` in the last entry, which sums up what has no stack
+    /// and, of more than 200 call paths, those with the least net growth.
     pub culprit: Option<Function>,
-    /// The functions from the culprit outwards, as `function (file)`, without lines and addresses: the same in the next
-    /// build.
+    /// The functions from the culprit outwards, without lines and addresses: the same in the next build. Each is
+    /// `function (file)`, with the last part of the source file's path, or of the module's where the source is not
+    /// known. Functions without a known name are `module+0xoffset`, `dynamic linker (module)`, `(generated code)` or
+    /// `(unknown)`. Empty where `culprit` is `null`.
     pub path: Vec<String>,
     /// The stacks.
     pub stacks: Vec<StackId>,

@@ -3,6 +3,15 @@
 //! Nothing here looks at a running program: what is asked for are places in files, as recorded, so that it can be done
 //! after the fact, and elsewhere.
 
+mod elf;
+mod file;
+mod names;
+mod vdso;
+mod worker;
+
+pub use file::FileSymbolizer;
+pub use file::Patience;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -48,7 +57,7 @@ pub enum SymbolSource {
 }
 
 /// What a look into a module found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// For each place asked for: the functions there, the innermost inlined one first and the one that has the machine
     /// code last; none where nothing is known.
@@ -61,4 +70,17 @@ pub struct Found {
 pub trait Symbolizer {
     /// The functions at these places of a module: offsets in its file, or addresses in generated code.
     fn look_up(&mut self, module: &Module, places: &[Address]) -> Found;
+}
+
+impl Found {
+    /// Nothing, of so many places, and why.
+    fn nothing(places: usize, reason: impl Into<String>) -> Self {
+        Self {
+            functions: vec![Vec::new(); places],
+            state: SymbolState {
+                source: SymbolSource::None,
+                reason: Some(reason.into()),
+            },
+        }
+    }
 }

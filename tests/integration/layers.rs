@@ -37,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "report",
         ],
     ),
-    ("symbols", &["units", "event"]),
+    ("symbols", &["units", "mapping", "event"]),
     ("report", &["units", "stats_page", "event", "symbols"]),
     (
         "render",

@@ -1,0 +1,338 @@
+//! Gives the frames of a report their functions, and derives from them whom to name.
+//!
+//! May be done again, with other files at hand: what is known already stays, and more is added.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+
+use super::CallPath;
+use super::Culprit;
+use super::Growth;
+use super::Report;
+use super::StackFrame;
+use super::StackGrowth;
+use super::StackModule;
+use super::Stacks;
+use super::culprit;
+use super::culprit::Entry;
+use crate::event::Module;
+use crate::event::ModuleId;
+use crate::event::ModuleKind;
+use crate::event::StackId;
+use crate::symbols::Function;
+use crate::symbols::SymbolSource;
+use crate::symbols::Symbolizer;
+use crate::units::Address;
+
+/// Most call paths that are listed for one address space.
+const MOST_CALL_PATHS: usize = 200;
+
+/// Looks up the frames that lack something, and derives culprits and call paths anew.
+///
+/// Modules whose debug information was found before are not looked at again.
+pub fn symbolize(report: &mut Report, symbolizer: &mut dyn Symbolizer) {
+    if let Some(stacks) = &mut report.stacks {
+        for index in 0..stacks.modules.len() {
+            look_up(stacks, index, symbolizer);
+        }
+    }
+    name_culprits(report);
+}
+
+/// Derives culprits and call paths from what is known of the frames, and be it only their modules.
+pub fn name_culprits(report: &mut Report) {
+    let Some(stacks) = &mut report.stacks else {
+        return;
+    };
+    let paths: HashMap<StackId, StackPath> = (0..stacks.stacks.len())
+        .map(|index| {
+            let path = StackPath::of(stacks, index);
+            let stack = &mut stacks.stacks[index];
+            stack.culprit = path.culprit;
+            (stack.id, path)
+        })
+        .collect();
+    for space in &mut report.address_spaces {
+        space.call_paths = call_paths(&space.growth, &paths);
+    }
+}
+
+/// Looks up the frames of one module.
+fn look_up(stacks: &mut Stacks, index: usize, symbolizer: &mut dyn Symbolizer) {
+    let Some(known) = stacks.modules.get(index) else {
+        return;
+    };
+    if known.symbols.source == SymbolSource::DebugInfo {
+        return;
+    }
+    let is_of_module = |frame: &StackFrame| {
+        frame
+            .module
+            .is_some_and(|module| usize::try_from(module) == Ok(index))
+    };
+    let places: Vec<Address> = stacks
+        .frames
+        .iter()
+        .filter(|frame| is_of_module(frame))
+        .filter(|frame| known.kind != ModuleKind::Generated || frame.functions.is_empty())
+        .filter_map(|frame| frame.offset)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let found = if places.is_empty() {
+        // Nothing is missing, or nothing lies in it.
+        crate::symbols::Found::default()
+    } else {
+        symbolizer.look_up(&as_recorded(known, index), &places)
+    };
+    let is_better = rank(found.state.source) >= rank(known.symbols.source);
+    let functions: HashMap<Address, Vec<Function>> =
+        places.into_iter().zip(found.functions).collect();
+    let mut is_named = false;
+    for frame in stacks.frames.iter_mut().filter(|frame| is_of_module(frame)) {
+        if let Some(functions) = frame.offset.and_then(|offset| functions.get(&offset))
+            && !functions.is_empty()
+            && (is_better || frame.functions.is_empty())
+        {
+            frame.functions.clone_from(functions);
+        }
+        is_named |= !frame.functions.is_empty();
+    }
+    let module = &mut stacks.modules[index];
+    if is_better {
+        module.symbols = found.state;
+    }
+    // Generated code was named while the program ran, all of it or parts.
+    if is_named && rank(module.symbols.source) < rank(SymbolSource::Names) {
+        module.symbols.source = SymbolSource::Names;
+    }
+}
+
+/// How much there is.
+fn rank(source: SymbolSource) -> u8 {
+    match source {
+        SymbolSource::NotLooked => 0,
+        SymbolSource::None => 1,
+        SymbolSource::Names => 2,
+        SymbolSource::DebugInfo => 3,
+    }
+}
+
+fn as_recorded(module: &StackModule, index: usize) -> Module {
+    Module {
+        id: ModuleId(u32::try_from(index + 1).unwrap_or(u32::MAX)),
+        kind: module.kind,
+        path: module.path.clone(),
+        build_id: module.build_id.clone(),
+        file: module.file,
+    }
+}
+
+/// What a stack comes to: whom to name, and the way there.
+struct StackPath {
+    culprit: Option<Culprit>,
+    /// The culprit; `None` of a stack without frames.
+    function: Option<Function>,
+    /// The functions from the culprit outwards, each as text and with the whole path of its file: functions of one name
+    /// in files of one name are still different ones.
+    steps: Vec<(String, String)>,
+}
+
+impl StackPath {
+    fn of(stacks: &Stacks, index: usize) -> Self {
+        let entries = entries(stacks, &stacks.stacks[index].frames);
+        let Some(at) = culprit::find(&entries.iter().map(|(entry, _)| *entry).collect::<Vec<_>>())
+        else {
+            return Self {
+                culprit: None,
+                function: None,
+                steps: Vec::new(),
+            };
+        };
+        let (entry, frame) = &entries[at];
+        let mut steps: Vec<(String, String)> = Vec::new();
+        for (entry, frame) in &entries[at..] {
+            let step = step(entry, frame, stacks);
+            // The dynamic linker without its names is one step, and so is code without any.
+            if entry.named.is_some() || steps.last() != Some(&step) {
+                steps.push(step);
+            }
+        }
+        Self {
+            culprit: Some(Culprit {
+                depth: entry.depth,
+                function: entry.function,
+            }),
+            function: Some(entry.named.cloned().unwrap_or_else(|| Function {
+                name: unnamed(entry, frame),
+                file: None,
+                line: None,
+            })),
+            steps,
+        }
+    }
+}
+
+/// The functions of a stack one after the other, inlined ones included, the innermost first.
+fn entries<'a>(stacks: &'a Stacks, frames: &[u32]) -> Vec<(Entry<'a>, &'a StackFrame)> {
+    let mut entries = Vec::new();
+    for (depth, frame) in frames.iter().enumerate() {
+        let Some(frame) = usize::try_from(*frame)
+            .ok()
+            .and_then(|frame| stacks.frames.get(frame))
+        else {
+            continue;
+        };
+        let module = module_of(stacks, frame);
+        let entry = Entry {
+            depth: u32::try_from(depth).unwrap_or(u32::MAX),
+            function: 0,
+            named: None,
+            module: module.map_or("", |module| file_name(&module.path)),
+            kind: module.map(|module| module.kind),
+            language: frame.language.as_deref(),
+        };
+        if frame.functions.is_empty() {
+            entries.push((entry, frame));
+        }
+        entries.extend(frame.functions.iter().zip(0..).map(|(function, number)| {
+            let entry = Entry {
+                function: number,
+                named: Some(function),
+                ..entry
+            };
+            (entry, frame)
+        }));
+    }
+    entries
+}
+
+fn module_of<'a>(stacks: &'a Stacks, frame: &StackFrame) -> Option<&'a StackModule> {
+    stacks.modules.get(usize::try_from(frame.module?).ok()?)
+}
+
+/// The last part of a path.
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// A function in a call path: `function (file)` as text, and the whole path of the file.
+fn step(entry: &Entry<'_>, frame: &StackFrame, stacks: &Stacks) -> (String, String) {
+    let module = module_of(stacks, frame).map_or("", |module| module.path.as_str());
+    let Some(function) = entry.named else {
+        return (unnamed(entry, frame), module.to_owned());
+    };
+    let file = function.file.as_deref().unwrap_or(module);
+    let text = match file_name(file) {
+        "" => function.name.clone(),
+        name => format!("{} ({name})", function.name),
+    };
+    (text, file.to_owned())
+}
+
+/// What stands for a function that is not known. Addresses differ from run to run, so that only offsets in files are
+/// told.
+fn unnamed(entry: &Entry<'_>, frame: &StackFrame) -> String {
+    let offset = frame.offset.unwrap_or_default();
+    match entry.kind {
+        Some(ModuleKind::File) if entry.is_dynamic_linker() => {
+            format!("dynamic linker ({})", entry.module)
+        }
+        Some(ModuleKind::File | ModuleKind::Vdso) => format!("{}+{offset}", entry.module),
+        Some(ModuleKind::Generated) => "(generated code)".to_owned(),
+        Some(ModuleKind::Unknown) | None => "(unknown)".to_owned(),
+    }
+}
+
+/// Growth by call path: the stacks whose functions are the same taken together, the largest net growth first.
+///
+/// What has no stack, and all paths beyond [`MOST_CALL_PATHS`], are one last entry without culprit and path.
+fn call_paths(growth: &[StackGrowth], paths: &HashMap<StackId, StackPath>) -> Vec<CallPath> {
+    let mut by_steps: BTreeMap<&[(String, String)], CallPath> = BTreeMap::new();
+    let mut rest: Option<CallPath> = None;
+    for one in growth {
+        let path = one
+            .stack
+            .and_then(|id| Some((id, paths.get(&id)?)))
+            .filter(|(_, path)| !path.steps.is_empty());
+        match path {
+            Some((id, path)) => {
+                let sum = by_steps.entry(&path.steps).or_insert_with(|| CallPath {
+                    culprit: path.function.clone(),
+                    path: path.steps.iter().map(|(text, _)| text.clone()).collect(),
+                    ..nobody()
+                });
+                same_line_or_none(sum.culprit.as_mut(), path.function.as_ref());
+                sum.stacks.push(id);
+                add(sum, one.program_break, one.anonymous);
+            }
+            None => {
+                let sum = rest.get_or_insert_with(nobody);
+                sum.stacks.extend(one.stack);
+                add(sum, one.program_break, one.anonymous);
+            }
+        }
+    }
+    let mut all: Vec<CallPath> = by_steps.into_values().collect();
+    all.sort_by(|one, other| {
+        let size = |path: &CallPath| (path.growth.net_bytes, path.growth.grown_bytes);
+        size(other)
+            .cmp(&size(one))
+            .then_with(|| one.path.cmp(&other.path))
+            .then_with(|| one.stacks.cmp(&other.stacks))
+    });
+    for small in all.drain(MOST_CALL_PATHS.min(all.len())..) {
+        let sum = rest.get_or_insert_with(nobody);
+        sum.stacks.extend(small.stacks);
+        add(sum, small.program_break, small.anonymous);
+    }
+    all.extend(rest);
+    for path in &mut all {
+        path.stacks.sort_unstable();
+    }
+    all
+}
+
+fn nobody() -> CallPath {
+    CallPath {
+        culprit: None,
+        path: Vec::new(),
+        stacks: Vec::new(),
+        growth: Growth::default(),
+        program_break: Growth::default(),
+        anonymous: Growth::default(),
+    }
+}
+
+/// A path's culprit has a line if all its stacks agree on it.
+fn same_line_or_none(culprit: Option<&mut Function>, other: Option<&Function>) {
+    if let (Some(culprit), Some(other)) = (culprit, other)
+        && culprit.line != other.line
+    {
+        culprit.line = None;
+    }
+}
+
+fn add(path: &mut CallPath, program_break: Growth, anonymous: Growth) {
+    path.program_break.add(program_break);
+    path.anonymous.add(anonymous);
+    path.growth.add(program_break);
+    path.growth.add(anonymous);
+}
+
+impl Growth {
+    /// Adds what another cause did; saturating.
+    fn add(&mut self, other: Self) {
+        for (sum, more) in [
+            (&mut self.grown_bytes, other.grown_bytes),
+            (&mut self.grow_calls, other.grow_calls),
+            (&mut self.shrunk_bytes, other.shrunk_bytes),
+            (&mut self.net_bytes, other.net_bytes),
+            (&mut self.returned_bytes, other.returned_bytes),
+            (&mut self.return_calls, other.return_calls),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
