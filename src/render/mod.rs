@@ -5,6 +5,7 @@
 //! `words::harmless` has seen it; JSON has escapes of its own.
 
 mod allocator;
+mod call_paths;
 mod chart;
 mod comparison;
 mod layout;

@@ -20,6 +20,7 @@ use crate::units::ByteSize;
 use super::TextOptions;
 use super::allocator;
 use super::allocator::Paragraph;
+use super::call_paths;
 use super::chart;
 use super::layout;
 use super::style::Line;
@@ -58,7 +59,10 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
         page.numbers(report, space);
         page.allocator(report, space);
         page.section(chart::lines(space, report.end.duration_ns, page.width));
+        page.section(call_paths::growers(report, space, page.verbose, page.width));
         if page.verbose {
+            page.section(call_paths::tree(space, page.width));
+            page.section(call_paths::largest_stacks(report, space));
             page.everything(report, space);
         } else {
             page.steps_and_picture(report, space);
@@ -160,6 +164,9 @@ impl Page {
             self.section(vec![Line::of(Tone::Strong, &format!("{command}{pid}"))]);
         }
         self.lines.extend(sizes(report, space).lines(self.width));
+        if let Some(text) = call_paths::main_grower(report, space) {
+            self.entry(Tone::Plain, "mostly    ", &text);
+        }
         let also = remarks(space);
         if !also.is_empty() {
             self.entry(Tone::Plain, "also      ", &also.join("; "));
@@ -216,14 +223,14 @@ impl Page {
         let beside_picture = self.width - GUTTER - NARROWEST_PICTURE;
         if told.by_allocator {
             // Why each step was made is worth the width that the picture would take.
-            self.section(telling_steps(told, steps, rows, self.width));
+            self.section(telling_steps(report, told, steps, rows, self.width));
             return;
         }
-        let mut lines = telling_steps(told, steps, rows, beside_picture);
+        let mut lines = telling_steps(report, told, steps, rows, beside_picture);
         let left_width = lines.iter().map(Line::width).max().unwrap_or(0);
         let is_beside = !lines.is_empty() && left_width <= beside_picture;
         if !is_beside {
-            lines = telling_steps(told, steps, rows, self.width);
+            lines = telling_steps(report, told, steps, rows, self.width);
         }
         let picture_width = if is_beside {
             self.width - left_width - GUTTER
@@ -252,7 +259,7 @@ impl Page {
                 of,
                 by_allocator: allocator::last(space).is_some(),
             };
-            self.section(all_steps(told, steps, self.width));
+            self.section(all_steps(report, told, steps, self.width));
         }
         if !space.layout.is_empty() {
             self.section(layout::every_segment(space, self.width));
@@ -639,7 +646,13 @@ struct StepsTold {
 }
 
 /// At most `rows` lines under a heading: all steps when they are few, else the first, the last and the largest.
-fn telling_steps(told: StepsTold, steps: &Steps, rows: usize, width: usize) -> Vec<Line> {
+fn telling_steps(
+    report: &Report,
+    told: StepsTold,
+    steps: &Steps,
+    rows: usize,
+    width: usize,
+) -> Vec<Line> {
     if steps.kept.is_empty() {
         return Vec::new();
     }
@@ -658,6 +671,10 @@ fn telling_steps(told: StepsTold, steps: &Steps, rows: usize, width: usize) -> V
     if has_threads {
         columns.push(Column::number("thread").rank(1));
     }
+    let has_stacks = shown.iter().any(|step| step.stack.is_some());
+    if has_stacks {
+        columns.push(Column::words("by").cuttable());
+    }
     let mut table = Table::new(columns);
     for step in &shown {
         let mut cells = step_cells(told.of, step);
@@ -666,6 +683,9 @@ fn telling_steps(told: StepsTold, steps: &Steps, rows: usize, width: usize) -> V
         }
         if has_threads {
             cells.push(Cell::plain(step.tid));
+        }
+        if has_stacks {
+            cells.push(culprit_cell(report, step));
         }
         table.row(cells);
     }
@@ -694,9 +714,17 @@ fn step_columns(of: &str) -> Vec<Column> {
         Column::number("then"),
     ];
     if !is_break {
-        columns.push(Column::words("by"));
+        columns.push(Column::words("call"));
     }
     columns
+}
+
+/// Whom to name for a step.
+fn culprit_cell(report: &Report, step: &Step) -> Cell {
+    match call_paths::culprit(report, step.stack) {
+        Some(culprit) => Cell::plain(culprit),
+        None => Cell::plain("–"),
+    }
 }
 
 fn step_cells(of: &str, step: &Step) -> Vec<Cell> {
@@ -762,7 +790,7 @@ fn largest(mut steps: Vec<&Step>, wanted: usize) -> Vec<&Step> {
 }
 
 /// Every step that was kept, with its addresses.
-fn all_steps(told: StepsTold, steps: &Steps, width: usize) -> Vec<Line> {
+fn all_steps(report: &Report, told: StepsTold, steps: &Steps, width: usize) -> Vec<Line> {
     if steps.kept.is_empty() {
         return Vec::new();
     }
@@ -776,6 +804,10 @@ fn all_steps(told: StepsTold, steps: &Steps, width: usize) -> Vec<Line> {
         Column::number("from"),
         Column::number("to"),
     ]);
+    let has_stacks = steps.kept.iter().any(|step| step.stack.is_some());
+    if has_stacks {
+        columns.push(Column::words("by").cuttable());
+    }
     let mut table = Table::new(columns);
     for step in &steps.kept {
         let mut cells = step_cells("mmap", step);
@@ -787,6 +819,9 @@ fn all_steps(told: StepsTold, steps: &Steps, width: usize) -> Vec<Line> {
             Cell::plain(step.from),
             Cell::plain(step.to),
         ]);
+        if has_stacks {
+            cells.push(culprit_cell(report, step));
+        }
         table.row(cells);
     }
     let mut lines = table.lines(width);

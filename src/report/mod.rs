@@ -7,6 +7,7 @@
 mod allocator;
 mod comparison;
 mod culprit;
+mod focus;
 mod json;
 #[cfg(test)]
 mod schema;
@@ -30,6 +31,8 @@ pub use comparison::Comparison;
 pub use comparison::Row;
 pub use comparison::RowUnit;
 pub use comparison::Run;
+pub use focus::PathOrder;
+pub use focus::PathSelection;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
