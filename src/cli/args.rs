@@ -13,6 +13,7 @@ use clap::builder::TypedValueParser;
 
 use crate::event::StackMode;
 use crate::render::Format;
+use crate::render::Measure;
 use crate::stats_page::Policy;
 use crate::tracer::Allocator;
 
@@ -94,13 +95,15 @@ pub(super) enum Command {
 /// Where a report goes, and in what form.
 #[derive(Clone, Debug, Args)]
 pub(super) struct OutputOptions {
-    /// Write the report to FILE (repeatable); its extension says the format: .txt, .json; - is stdout
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, help = output_help())]
     pub(super) output: Vec<PathBuf>,
 
-    /// Format of reports whose file name does not say: text or json
-    #[arg(long, value_name = "FORMAT", value_parser = |name: &str| name.parse::<Format>())]
+    #[arg(long, value_name = "FORMAT", value_parser = |name: &str| name.parse::<Format>(), help = format_help())]
     pub(super) format: Option<Format>,
+
+    /// What folded stacks, pprof and speedscope measure call stacks by
+    #[arg(long, value_name = "MEASURE", default_value = "net")]
+    pub(super) value: Value,
 
     /// Same as --format json
     #[arg(long, conflicts_with = "format")]
@@ -109,6 +112,44 @@ pub(super) struct OutputOptions {
     /// Add addresses, all processes, all steps and all calls to the text
     #[arg(short, long)]
     pub(super) verbose: bool,
+}
+
+fn output_help() -> String {
+    format!(
+        "Write the report to FILE (repeatable); its name says the format: {}; - is stdout",
+        Format::usual_suffixes()
+    )
+}
+
+fn format_help() -> String {
+    format!(
+        "Format of reports whose file name does not say: {}",
+        Format::names()
+    )
+}
+
+/// What call stacks are measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Value {
+    /// Bytes that are still there at the end
+    Net,
+    /// Bytes by which memory became larger
+    Grown,
+    /// Bytes that it gave back to the kernel
+    Returned,
+    /// Calls that made memory larger or smaller
+    Calls,
+}
+
+impl From<Value> for Measure {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Net => Self::Net,
+            Value::Grown => Self::Grown,
+            Value::Returned => Self::Returned,
+            Value::Calls => Self::Calls,
+        }
+    }
 }
 
 /// Where the functions of call stacks are looked up.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::fs::Permissions;
 use std::io;
+use std::io::IsTerminal;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,6 +14,7 @@ use super::Failure;
 use super::args::OutputOptions;
 use crate::render;
 use crate::render::Format;
+use crate::render::Measure;
 use crate::render::TextOptions;
 use crate::report::Report;
 
@@ -29,6 +31,7 @@ enum Place {
 pub(super) struct Outputs {
     targets: Vec<(Place, Format)>,
     verbose: bool,
+    measure: Measure,
 }
 
 /// Where a report goes when no `-o` says.
@@ -60,7 +63,11 @@ impl Outputs {
                         "cannot tell the format of `{}` from its name",
                         path.display()
                     ))
-                    .hint("name it .txt or .json, or add --format text or --format json")
+                    .hint(format!(
+                        "end its name in {}, or add --format with one of {}",
+                        Format::usual_suffixes(),
+                        Format::names()
+                    ))
                     .code(super::USAGE)
                 })?;
                 (Place::File(path.clone()), format)
@@ -77,18 +84,29 @@ impl Outputs {
         Ok(Self {
             targets,
             verbose: options.verbose,
+            measure: options.value.into(),
         })
+    }
+
+    /// The first format that shows call stacks and nothing else.
+    pub(super) fn of_stacks(&self) -> Option<Format> {
+        self.targets
+            .iter()
+            .map(|(_, format)| *format)
+            .find(|format| format.is_of_stacks())
     }
 
     /// Finds out before anything runs whether the files can be written.
     ///
     /// # Errors
     ///
-    /// One cannot be.
+    /// One cannot be, or a binary format would go to a terminal.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        for (place, _) in &self.targets {
-            if let Place::File(path) = place {
-                probe(path).map_err(|error| cannot_write(path, &error))?;
+        for (place, format) in &self.targets {
+            match place {
+                Place::File(path) => probe(path).map_err(|error| cannot_write(path, &error))?,
+                Place::Stdout => spare_terminal(*format, "stdout", io::stdout().is_terminal())?,
+                Place::Stderr => spare_terminal(*format, "stderr", io::stderr().is_terminal())?,
             }
         }
         Ok(())
@@ -109,33 +127,53 @@ impl Outputs {
     }
 
     fn write_to(&self, place: &Place, format: Format, report: &Report) -> Result<(), Failure> {
-        let to_stream = |stream: &mut dyn Write, options| {
-            let text = render::render(report, format, options);
-            stream
-                .write_all(text.as_bytes())
-                .and_then(|()| stream.flush())
+        let bytes = |options| {
+            render::render(report, format, options, self.measure).map_err(|error| {
+                let failure = Failure::new(&error);
+                match error.hint() {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
+            })
+        };
+        let to_stream = |stream: &mut dyn Write, bytes: &[u8]| {
+            stream.write_all(bytes).and_then(|()| stream.flush())
         };
         match place {
             Place::Stdout => {
-                let options = TextOptions::for_stream(io::stdout(), self.verbose);
-                to_stream(&mut io::stdout().lock(), options)
+                let bytes = bytes(TextOptions::for_stream(io::stdout(), self.verbose))?;
+                to_stream(&mut io::stdout().lock(), &bytes)
                     .or_else(|error| excuse_closed_pipe("stdout", error))
             }
             Place::Stderr => {
-                let options = TextOptions::for_stream(io::stderr(), self.verbose);
-                to_stream(&mut io::stderr().lock(), options)
+                let bytes = bytes(TextOptions::for_stream(io::stderr(), self.verbose))?;
+                to_stream(&mut io::stderr().lock(), &bytes)
                     .or_else(|error| excuse_closed_pipe("stderr", error))
             }
             Place::File(path) => {
-                let options = TextOptions {
+                let bytes = bytes(TextOptions {
                     verbose: self.verbose,
                     ..TextOptions::default()
-                };
-                let text = render::render(report, format, options);
-                write_whole(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))
+                })?;
+                write_whole(path, &bytes).map_err(|error| cannot_write(path, &error))
             }
         }
     }
+}
+
+/// Refuses to write what is no text to a terminal.
+fn spare_terminal(format: Format, stream: &str, is_terminal: bool) -> Result<(), Failure> {
+    if !(is_terminal && format.is_binary()) {
+        return Ok(());
+    }
+    Err(
+        Failure::new(format!("{format} is binary, and {stream} is a terminal"))
+            .hint(format!(
+                "write it to a file: -o FILE{}",
+                format.suffixes()[0]
+            ))
+            .code(super::USAGE),
+    )
 }
 
 /// Whoever reads the first lines and leaves (`| head`) has what they wanted.

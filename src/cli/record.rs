@@ -192,6 +192,15 @@ impl Session {
         };
         let outputs = Outputs::new(&options.output, default)?;
         outputs.check()?;
+        if let Some(format) = outputs.of_stacks()
+            && options.stacks == args::Stacks::Off
+        {
+            return Err(Failure::new(format!(
+                "{format} shows call stacks, and --stacks off records none"
+            ))
+            .hint("--stacks all, the default")
+            .code(super::USAGE));
+        }
         let events = options.events.clone();
         let events_file_is_new = match &events {
             Some(path) => {

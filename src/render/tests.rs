@@ -44,6 +44,7 @@ use crate::units::Address;
 use crate::units::Timestamp;
 
 use super::Format;
+use super::Measure;
 use super::TextOptions;
 use super::allocator::tests as allocator_tests;
 use super::render;
@@ -607,7 +608,7 @@ pub(super) fn text(report: &Report, width: usize) -> String {
         width,
         ..TextOptions::default()
     };
-    render(report, Format::Text, options)
+    super::text::render(report, options)
 }
 
 pub(super) fn verbose(report: &Report, width: usize) -> String {
@@ -616,7 +617,7 @@ pub(super) fn verbose(report: &Report, width: usize) -> String {
         verbose: true,
         ..TextOptions::default()
     };
-    render(report, Format::Text, options)
+    super::text::render(report, options)
 }
 
 fn verdict(report: &Report) -> String {
@@ -709,7 +710,7 @@ fn with_colour_every_escape_is_our_own() {
             color: true,
             verbose: true,
         };
-        let colored = render(&report, Format::Text, options);
+        let colored = super::text::render(&report, options);
         let plain = verbose(&report, 100);
         assert!(colored.contains('\x1b'), "{name}");
         assert_eq!(without_styles(&colored), plain, "{name}");
@@ -1046,7 +1047,9 @@ fn extreme_numbers_do_not_panic() {
 
 #[test]
 fn json_is_the_report_itself() {
-    let json = render(&ordinary(), Format::Json, TextOptions::default());
+    let options = TextOptions::default();
+    let json = render(&ordinary(), Format::Json, options, Measure::Net).unwrap();
+    let json = String::from_utf8(json).unwrap();
     assert_eq!(crate::report::from_json(&json).unwrap(), ordinary());
 }
 
@@ -1054,10 +1057,7 @@ fn json_is_the_report_itself() {
 fn formats_are_known_by_name_and_by_extension() {
     assert_eq!("json".parse(), Ok(Format::Json));
     assert_eq!("TEXT".parse(), Ok(Format::Text));
-    assert_eq!(
-        "yaml".parse::<Format>().unwrap_err().to_string(),
-        "`yaml` is not a format; there are text and json"
-    );
+    assert!("yaml".parse::<Format>().is_err());
     assert_eq!(
         Format::of_path(Path::new("a/report.JSON")),
         Some(Format::Json)
