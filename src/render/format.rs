@@ -13,11 +13,24 @@ pub enum Format {
     Json,
     /// Growth by call stack, one line per stack: flamegraph.pl, inferno, speedscope.
     Folded,
+    /// Growth by call stack, as a profile: `go tool pprof`, Pyroscope.
+    Pprof,
+    /// Growth by call stack: speedscope.
+    Speedscope,
+    /// Memory over time, and what moved it: Perfetto, chrome://tracing.
+    ChromeTrace,
 }
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 3] = [Self::Text, Self::Json, Self::Folded];
+    pub const ALL: [Self; 6] = [
+        Self::Text,
+        Self::Json,
+        Self::Folded,
+        Self::Pprof,
+        Self::Speedscope,
+        Self::ChromeTrace,
+    ];
 
     /// The name by which [`FromStr`] knows it.
     #[must_use]
@@ -26,6 +39,9 @@ impl Format {
             Self::Text => "text",
             Self::Json => "json",
             Self::Folded => "folded",
+            Self::Pprof => "pprof",
+            Self::Speedscope => "speedscope",
+            Self::ChromeTrace => "chrome-trace",
         }
     }
 
@@ -36,6 +52,9 @@ impl Format {
             Self::Text => &[".txt", ".text"],
             Self::Json => &[".json"],
             Self::Folded => &[".folded"],
+            Self::Pprof => &[".pb.gz", ".pprof"],
+            Self::Speedscope => &[".speedscope.json"],
+            Self::ChromeTrace => &[".trace.json", ".chrome.json"],
         }
     }
 
@@ -43,7 +62,8 @@ impl Format {
     #[must_use]
     pub fn is_binary(self) -> bool {
         match self {
-            Self::Text | Self::Json | Self::Folded => false,
+            Self::Pprof => true,
+            Self::Text | Self::Json | Self::Folded | Self::Speedscope | Self::ChromeTrace => false,
         }
     }
 
@@ -51,8 +71,8 @@ impl Format {
     #[must_use]
     pub fn is_of_stacks(self) -> bool {
         match self {
-            Self::Folded => true,
-            Self::Text | Self::Json => false,
+            Self::Folded | Self::Pprof | Self::Speedscope => true,
+            Self::Text | Self::Json | Self::ChromeTrace => false,
         }
     }
 

@@ -80,5 +80,8 @@ pub fn render(
         Format::Text => text::render(report, options).into_bytes(),
         Format::Json => report::to_json(report).into_bytes(),
         Format::Folded => export::folded(report, measure),
+        Format::Pprof => export::pprof(report, measure),
+        Format::Speedscope => export::speedscope(report, measure),
+        Format::ChromeTrace => export::chrome_trace(report),
     })
 }

@@ -74,6 +74,11 @@ impl<'a> StackTable<'a> {
         self.stacks?.frames.get(usize::try_from(position).ok()?)
     }
 
+    /// How many modules there are.
+    pub(super) fn modules(&self) -> usize {
+        self.stacks.map_or(0, |stacks| stacks.modules.len())
+    }
+
     /// The functions of a frame: the innermost inlined one first, one of the place's own name when none is known.
     pub(super) fn functions(&self, frame: &StackFrame) -> Vec<NamedFrame> {
         if frame.functions.is_empty() {

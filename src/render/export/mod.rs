@@ -2,15 +2,22 @@
 //!
 //! One file per format, each with one function from the report to bytes. The same report gives the same bytes.
 
+mod chrome_trace;
 mod folded;
 mod frames;
 mod measure;
+mod pprof;
+mod protobuf;
+mod speedscope;
 
 #[cfg(test)]
 pub(super) mod tests;
 
+pub(super) use chrome_trace::chrome_trace;
 pub(super) use folded::folded;
 pub use measure::Measure;
+pub(super) use pprof::pprof;
+pub(super) use speedscope::speedscope;
 
 use super::Format;
 use crate::event::StackMode;
@@ -51,4 +58,12 @@ pub(super) fn check(report: &Report, format: Format) -> Result<(), ExportError> 
         return Err(ExportError::NoStacks { format });
     }
     Ok(())
+}
+
+/// JSON on one line.
+fn json_line(value: &impl serde::Serialize) -> Vec<u8> {
+    // Writing to memory does not fail, and no value of ours has keys that are not strings.
+    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
 }
