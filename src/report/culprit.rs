@@ -9,6 +9,9 @@
 //! 3. Inside an interpreter, the interpreted function is to be named, if only the interpreter lies between it and the
 //!    request; a library that it called is to be named itself.
 //!
+//! Where that function has no known name but one that called it in the same module has, the latter is named: a program
+//! stripped of its symbols still has names for what it offers to libraries.
+//!
 //! `docs/recipes.md` says how to add a function.
 
 use crate::event::ModuleKind;
@@ -189,15 +192,30 @@ const ENTRIES: &[Group] = &[
     // jemalloc, with and without its prefix, also linked into a program; mimalloc; tcmalloc.
     Group {
         within: Within::Any,
-        names: &[],
+        names: &[
+            "mi_malloc",
+            "mi_calloc",
+            "mi_realloc",
+            "mi_zalloc",
+            "mi_free",
+            "mi_new",
+            "tc_malloc",
+            "tc_calloc",
+            "tc_realloc",
+            "tc_free",
+            "tc_new",
+            "tc_newarray",
+            "tc_memalign",
+            "tc_posix_memalign",
+        ],
         beginnings: &[
             "je_",
             "_rjem_",
-            "mi_",
+            "mi_heap_",
+            "mi_malloc_",
+            "mi_realloc_",
             "_mi_",
-            "tc_",
             "tcmalloc::",
-            "TCMalloc",
             "rpmalloc",
             "snmalloc::",
         ],
@@ -501,19 +519,24 @@ pub(super) fn find(entries: &[Entry<'_>]) -> Option<usize> {
         .iter()
         .rposition(Entry::is_entry)
         .map_or(0, |entry| entry + 1);
-    let mut at = inner;
-    while let Some(entry) = entries.get(at) {
-        let is_passing = entry.is_passing()
+    let is_passing = |at: usize| {
+        entries[at].is_passing()
             || entries[at..]
                 .iter()
                 .find_map(|outer| outer.language)
-                .is_some_and(|language| entry.is_interpreter(language));
-        if !is_passing {
-            return Some(at);
-        }
-        at += 1;
+                .is_some_and(|language| entries[at].is_interpreter(language))
+    };
+    let Some(first) = (inner..entries.len()).find(|at| !is_passing(*at)) else {
+        return entries.len().checked_sub(1);
+    };
+    if entries[first].named.is_some() || entries[first].is_dynamic_linker() {
+        return Some(first);
     }
-    entries.len().checked_sub(1)
+    let module = entries[first].module;
+    let named = (first..entries.len())
+        .take_while(|at| entries[*at].module == module)
+        .find(|at| entries[*at].named.is_some() && !is_passing(*at));
+    Some(named.unwrap_or(first))
 }
 
 /// A function's name as the tables have it: without return type, parameters and the compiler's additions
@@ -577,5 +600,357 @@ fn rust_owner(inner: &str) -> &str {
     match inner.split_once(" as ") {
         Some((_, of_trait)) if is_parameter => of_trait,
         _ => inner.strip_prefix('<').map_or(inner, rust_owner),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The function that is named of a stack: `function module` or `function module source` from the innermost on; `?`
+    /// stands for a function that is not known, and `py:` begins one of Python.
+    #[track_caller]
+    fn named(stack: &[&str]) -> String {
+        let parts: Vec<Vec<&str>> = stack
+            .iter()
+            .map(|line| line.split(" @ ").collect())
+            .collect();
+        let functions: Vec<Option<Function>> = parts
+            .iter()
+            .map(|parts| {
+                (parts[0] != "?").then(|| Function {
+                    name: parts[0].trim_start_matches("py:").to_owned(),
+                    file: parts.get(2).map(|file| (*file).to_owned()),
+                    line: None,
+                })
+            })
+            .collect();
+        let entries: Vec<Entry<'_>> = parts
+            .iter()
+            .zip(&functions)
+            .zip(0..)
+            .map(|((parts, function), depth)| {
+                let is_python = parts[0].starts_with("py:");
+                Entry {
+                    depth,
+                    function: 0,
+                    named: function.as_ref(),
+                    module: parts.get(1).copied().unwrap_or(""),
+                    kind: (!is_python).then_some(ModuleKind::File),
+                    language: is_python.then_some("python"),
+                }
+            })
+            .collect();
+        let at = find(&entries).unwrap();
+        parts[at][0].to_owned()
+    }
+
+    #[test]
+    fn what_glibc_does_for_malloc_is_passed_over_with_and_without_its_symbols() {
+        assert_eq!(
+            named(&[
+                "__brk @ libc.so.6",
+                "__sbrk @ libc.so.6",
+                "__glibc_morecore @ libc.so.6",
+                "sysmalloc @ libc.so.6",
+                "_int_malloc @ libc.so.6",
+                "__libc_malloc @ libc.so.6",
+                "load @ a.out",
+                "main @ a.out",
+            ]),
+            "load"
+        );
+        assert_eq!(
+            named(&[
+                "brk @ libc.so.6",
+                "sbrk @ libc.so.6",
+                "? @ libc.so.6",
+                "? @ libc.so.6",
+                "malloc @ libc.so.6",
+                "load @ a.out",
+            ]),
+            "load"
+        );
+        assert_eq!(
+            named(&["sysmalloc.part.0 @ libc.so.6", "? @ libc.so.6", "load @ a"]),
+            "load"
+        );
+    }
+
+    #[test]
+    fn a_library_function_that_needs_memory_itself_is_named_and_one_that_returns_it_is_not() {
+        assert_eq!(
+            named(&["malloc @ libc.so.6", "fopen64 @ libc.so.6", "main @ a"]),
+            "fopen64"
+        );
+        assert_eq!(
+            named(&["malloc @ libc.so.6", "strdup @ libc.so.6", "copy @ a"]),
+            "copy"
+        );
+        assert_eq!(
+            named(&[
+                "mmap64 @ libc.so.6",
+                "? @ libc.so.6",
+                "pthread_create @ libc.so.6",
+                "start @ a"
+            ]),
+            "start"
+        );
+    }
+
+    #[test]
+    fn a_program_may_have_functions_named_as_the_c_librarys_inner_ones() {
+        assert_eq!(
+            named(&["malloc @ libc.so.6", "new_heap @ a.out", "main @ a.out"]),
+            "new_heap"
+        );
+    }
+
+    #[test]
+    fn containers_of_c_plus_plus_work_for_their_caller() {
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "operator new(unsigned long) @ libstdc++.so.6",
+                "std::__new_allocator<Thing>::allocate(unsigned long, void const*) @ a @ /usr/include/c++/12/bits/new_allocator.h",
+                "allocate @ a @ /usr/include/c++/12/bits/alloc_traits.h",
+                "void std::vector<Thing, std::allocator<Thing> >::_M_realloc_insert<Thing>(__gnu_cxx::__normal_iterator<Thing*>, Thing&&) @ a",
+                "Thing& std::vector<Thing, std::allocator<Thing> >::emplace_back<Thing>(Thing&&) @ a",
+                "(anonymous namespace)::fill(int) @ a",
+                "main @ a",
+            ]),
+            "(anonymous namespace)::fill(int)"
+        );
+        assert_eq!(
+            named(&[
+                "operator new[](unsigned long, std::align_val_t) @ libstdc++.so.6",
+                "standard::work() @ a",
+            ]),
+            "standard::work()"
+        );
+    }
+
+    #[test]
+    fn collections_of_rust_work_for_their_caller() {
+        for path in [
+            &[
+                "alloc::raw_vec::RawVecInner<A>::grow_amortized @ a",
+                "alloc::vec::Vec<T,A>::push @ a",
+            ][..],
+            &[
+                "<alloc::alloc::Global as core::alloc::Allocator>::grow @ a",
+                "<alloc::raw_vec::RawVec<u8>>::grow_one @ a",
+            ],
+            &[
+                "<I as alloc::vec::SpecFromIter<T>>::from_iter @ a",
+                "core::iter::traits::iterator::Iterator::collect @ a",
+            ],
+            &[
+                "<hashbrown::raw::RawTable<(u32, u32)>>::reserve_rehash @ a",
+                "<std::collections::hash::map::HashMap<u32, u32>>::insert @ a",
+            ],
+        ] {
+            let mut stack = vec!["malloc @ libc.so.6", "__rustc::__rust_alloc @ a"];
+            stack.extend(path);
+            stack.extend([
+                "<demo::Table as core::convert::From<u8>>::from @ a",
+                "demo::main @ a",
+            ]);
+            assert_eq!(
+                named(&stack),
+                "<demo::Table as core::convert::From<u8>>::from",
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_rust_program_is_not_blamed_on_main() {
+        assert_eq!(
+            named(&[
+                "__libc_malloc @ libc.so.6",
+                "alloc::alloc::alloc @ a",
+                "std::thread::Thread::new @ a",
+                "std::rt::init @ a",
+                "std::rt::lang_start_internal @ a",
+                "main @ a",
+            ]),
+            "std::rt::init"
+        );
+    }
+
+    #[test]
+    fn other_allocators_are_passed_over_whole_as_library_and_linked_in() {
+        assert_eq!(
+            named(&[
+                "mmap @ libc.so.6",
+                "? @ libjemalloc.so.2",
+                "malloc @ libjemalloc.so.2",
+                "f @ a"
+            ]),
+            "f"
+        );
+        assert_eq!(
+            named(&["? @ libbreaktrace.so", "? @ libbreaktrace.so", "f @ a"]),
+            "f"
+        );
+        assert_eq!(
+            named(&[
+                "os_pages_map @ redis-server",
+                "je_pages_map @ redis-server",
+                "extent_grow_retained @ redis-server",
+                "je_malloc @ redis-server",
+                "ztrymalloc_usable_internal @ redis-server",
+                "zmalloc @ redis-server",
+                "sdsnewlen @ redis-server",
+            ]),
+            "sdsnewlen"
+        );
+        assert_eq!(
+            named(&[
+                "mmap @ libc.so.6",
+                "_mi_prim_alloc @ a",
+                "mi_malloc @ a",
+                "f @ a"
+            ]),
+            "f"
+        );
+    }
+
+    #[test]
+    fn wrappers_that_many_programs_have_are_passed_over() {
+        for wrapper in [
+            "xmalloc",
+            "do_xmalloc",
+            "g_malloc0",
+            "zcalloc",
+            "sqlite3Malloc",
+            "Perl_safesysmalloc",
+            "_obstack_newchunk",
+        ] {
+            let wrapper = format!("{wrapper} @ prog");
+            assert_eq!(
+                named(&["malloc @ libc.so.6", &wrapper, "f @ prog"]),
+                "f",
+                "{wrapper}"
+            );
+        }
+        assert_eq!(
+            named(&[
+                "mmap @ libc.so.6",
+                "ggc_internal_alloc @ cc1",
+                "make_node @ cc1"
+            ]),
+            "make_node"
+        );
+        assert_eq!(
+            named(&["mmap @ libc.so.6", "ggc_start @ other", "f @ other"]),
+            "ggc_start"
+        );
+    }
+
+    #[test]
+    fn in_python_it_is_the_python_function_unless_a_library_asked() {
+        assert_eq!(
+            named(&[
+                "mmap @ libc.so.6",
+                "? @ python3.11",
+                "PyList_Append @ python3.11",
+                "_PyEval_EvalFrameDefault @ python3.11",
+                "py:load",
+                "py:<module>",
+                "Py_RunMain @ python3.11",
+            ]),
+            "py:load"
+        );
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "PyObject_Malloc @ libpython3.12.so.1.0",
+                "array_new @ _multiarray_umath.cpython-312-x86_64-linux-gnu.so",
+                "_PyEval_EvalFrameDefault @ libpython3.12.so.1.0",
+                "py:load",
+            ]),
+            "array_new"
+        );
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "_PyMem_RawMalloc @ python3.11",
+                "_PyRuntime_Initialize @ python3.11"
+            ]),
+            "_PyRuntime_Initialize"
+        );
+    }
+
+    #[test]
+    fn a_stripped_program_is_named_by_what_it_offers() {
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "? @ cc1",
+                "toplev::main(int, char**) @ cc1",
+                "main @ cc1"
+            ]),
+            "toplev::main(int, char**)"
+        );
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "? @ a",
+                "? @ a",
+                "__libc_start_main @ libc.so.6"
+            ]),
+            "?"
+        );
+    }
+
+    #[test]
+    fn a_stack_that_breaks_off_inside_malloc_names_its_outermost_function() {
+        assert_eq!(named(&["sbrk @ libc.so.6", "malloc @ libc.so.6"]), "malloc");
+        assert!(find(&[]).is_none());
+    }
+
+    #[test]
+    fn names_lose_what_is_not_theirs() {
+        for (name, expected) in [
+            ("malloc", "malloc"),
+            ("sysmalloc.part.0", "sysmalloc"),
+            ("operator new(unsigned long)", "operator new(unsigned long)"),
+            (
+                "void std::vector<int, std::allocator<int> >::push_back(int)",
+                "std::vector<int, std::allocator<int> >::push_back",
+            ),
+            (
+                "std::ostream& std::operator<< <char>(std::ostream&, char const*)",
+                "std::operator<< <char>(std::ostream&, char const*)",
+            ),
+            (
+                "(anonymous namespace)::pool::pool()",
+                "(anonymous namespace)::pool::pool",
+            ),
+            (
+                "main::{lambda(int)#1}::operator()(int) const",
+                "main::{lambda(int)#1}::operator()(int) const",
+            ),
+            (
+                "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
+                "alloc::vec::Vec<T> as core::clone::Clone>::clone",
+            ),
+            (
+                "<T as alloc::slice::Join>::join",
+                "alloc::slice::Join>::join",
+            ),
+            (
+                "<&mut demo::Thing as core::fmt::Debug>::fmt",
+                "demo::Thing as core::fmt::Debug>::fmt",
+            ),
+            ("my_operator_x(int)", "my_operator_x"),
+            ("", ""),
+            ("<", ""),
+            ("é<é(é", "é<é(é"),
+        ] {
+            assert_eq!(plain(name), expected, "{name}");
+        }
     }
 }

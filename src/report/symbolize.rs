@@ -33,9 +33,7 @@ const MOST_CALL_PATHS: usize = 200;
 /// Modules whose debug information was found before are not looked at again.
 pub fn symbolize(report: &mut Report, symbolizer: &mut dyn Symbolizer) {
     if let Some(stacks) = &mut report.stacks {
-        for index in 0..stacks.modules.len() {
-            look_up(stacks, index, symbolizer);
-        }
+        look_up_all(stacks, symbolizer);
     }
     name_culprits(report);
 }
@@ -45,17 +43,28 @@ pub fn name_culprits(report: &mut Report) {
     let Some(stacks) = &mut report.stacks else {
         return;
     };
-    let paths: HashMap<StackId, StackPath> = (0..stacks.stacks.len())
+    let paths = find_culprits(stacks);
+    for space in &mut report.address_spaces {
+        space.call_paths = call_paths(&space.growth, &paths);
+    }
+}
+
+fn look_up_all(stacks: &mut Stacks, symbolizer: &mut dyn Symbolizer) {
+    for index in 0..stacks.modules.len() {
+        look_up(stacks, index, symbolizer);
+    }
+}
+
+/// Names the culprit of each stack.
+fn find_culprits(stacks: &mut Stacks) -> HashMap<StackId, StackPath> {
+    (0..stacks.stacks.len())
         .map(|index| {
             let path = StackPath::of(stacks, index);
             let stack = &mut stacks.stacks[index];
             stack.culprit = path.culprit;
             (stack.id, path)
         })
-        .collect();
-    for space in &mut report.address_spaces {
-        space.call_paths = call_paths(&space.growth, &paths);
-    }
+        .collect()
 }
 
 /// Looks up the frames of one module.
@@ -334,5 +343,266 @@ impl Growth {
         ] {
             *sum = sum.saturating_add(more);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::StackReport;
+    use crate::symbols::Found;
+    use crate::symbols::SymbolState;
+
+    /// Knows the modules of these paths: the function at offset n is `f<n>`, in line `line`.
+    struct Toy {
+        knows: &'static [&'static str],
+        source: SymbolSource,
+        line: u32,
+        asked: Vec<(String, usize)>,
+    }
+
+    impl Toy {
+        fn that_knows(knows: &'static [&'static str], source: SymbolSource) -> Self {
+            Self {
+                knows,
+                source,
+                line: 7,
+                asked: Vec::new(),
+            }
+        }
+    }
+
+    impl Symbolizer for Toy {
+        fn look_up(&mut self, module: &Module, places: &[Address]) -> Found {
+            self.asked.push((module.path.clone(), places.len()));
+            let is_known = self.knows.contains(&module.path.as_str());
+            let has_lines = self.source == SymbolSource::DebugInfo;
+            Found {
+                functions: places
+                    .iter()
+                    .map(|place| {
+                        let function = Function {
+                            name: if place.0 == 0 {
+                                "malloc".to_owned()
+                            } else {
+                                format!("f{}", place.0 / 16)
+                            },
+                            file: has_lines.then(|| "/src/a.c".to_owned()),
+                            line: has_lines.then_some(self.line),
+                        };
+                        if is_known { vec![function] } else { Vec::new() }
+                    })
+                    .collect(),
+                state: SymbolState {
+                    source: if is_known {
+                        self.source
+                    } else {
+                        SymbolSource::None
+                    },
+                    reason: (!is_known).then(|| "it is not here".to_owned()),
+                },
+            }
+        }
+    }
+
+    fn grown(bytes: u64) -> Growth {
+        Growth {
+            grown_bytes: bytes,
+            grow_calls: 1,
+            net_bytes: bytes,
+            ..Growth::default()
+        }
+    }
+
+    /// Stacks, with the C library as module 0 and a program as module 1; each is the offsets of the program's frames
+    /// above malloc, with what it grew the break by.
+    fn recorded(stacks: &[(&[u64], u64)]) -> (Stacks, Vec<StackGrowth>) {
+        let module = |path: &str| StackModule {
+            kind: ModuleKind::File,
+            path: path.to_owned(),
+            build_id: None,
+            file: None,
+            symbols: SymbolState::default(),
+        };
+        let frame = |module: u32, offset: u64| StackFrame {
+            module: Some(module),
+            offset: Some(Address(offset)),
+            ..StackFrame::default()
+        };
+        let mut table = Stacks {
+            modules: vec![module("/lib/libc.so.6"), module("/bin/prog")],
+            frames: vec![frame(0, 0)],
+            ..Stacks::default()
+        };
+        let mut growth = Vec::new();
+        for ((offsets, bytes), id) in stacks.iter().zip(1..) {
+            let mut frames = vec![0];
+            for offset in *offsets {
+                frames.push(u32::try_from(table.frames.len()).unwrap());
+                table.frames.push(frame(1, *offset));
+            }
+            table.stacks.push(StackReport {
+                id: StackId(id),
+                frames,
+                truncated: None,
+                culprit: None,
+            });
+            growth.push(StackGrowth {
+                stack: Some(StackId(id)),
+                program_break: grown(*bytes),
+                anonymous: grown(1),
+            });
+        }
+        (table, growth)
+    }
+
+    fn paths(stacks: &mut Stacks, growth: &[StackGrowth]) -> Vec<CallPath> {
+        call_paths(growth, &find_culprits(stacks))
+    }
+
+    const BOTH: &[&str] = &["/lib/libc.so.6", "/bin/prog"];
+
+    #[test]
+    fn stacks_with_the_same_functions_are_one_call_path() {
+        let (mut stacks, growth) = recorded(&[(&[16, 32], 100), (&[17, 33], 50), (&[48, 32], 120)]);
+        let mut toy = Toy::that_knows(BOTH, SymbolSource::Names);
+        look_up_all(&mut stacks, &mut toy);
+        assert_eq!(
+            toy.asked,
+            [("/lib/libc.so.6".into(), 1), ("/bin/prog".into(), 5)]
+        );
+        let paths = paths(&mut stacks, &growth);
+        assert_eq!(paths[0].path, ["f1 (prog)", "f2 (prog)"]);
+        assert_eq!(paths[0].stacks, [StackId(1), StackId(2)]);
+        assert_eq!(
+            paths[0].program_break,
+            Growth {
+                grow_calls: 2,
+                ..grown(150)
+            }
+        );
+        assert_eq!(
+            paths[0].growth,
+            Growth {
+                grow_calls: 4,
+                ..grown(152)
+            }
+        );
+        assert_eq!(paths[1].path, ["f3 (prog)", "f2 (prog)"]);
+        assert_eq!(paths.len(), 2);
+        assert_eq!(
+            stacks.stacks[0].culprit,
+            Some(Culprit {
+                depth: 1,
+                function: 0
+            })
+        );
+    }
+
+    #[test]
+    fn without_symbols_places_in_modules_stand_for_functions() {
+        let (mut stacks, growth) = recorded(&[(&[16, 32], 100), (&[17, 32], 50)]);
+        let paths = paths(&mut stacks, &growth);
+        // Nothing tells malloc from others in the C library, but what has no name there is passed over.
+        assert_eq!(paths[0].path, ["prog+0x10", "prog+0x20"]);
+        assert_eq!(paths[0].culprit.as_ref().unwrap().name, "prog+0x10");
+        assert_eq!(paths[1].path, ["prog+0x11", "prog+0x20"]);
+    }
+
+    #[test]
+    fn what_is_found_later_is_added_and_what_was_known_stays() {
+        let (mut stacks, _) = recorded(&[(&[16], 100)]);
+        look_up_all(
+            &mut stacks,
+            &mut Toy::that_knows(&["/bin/prog"], SymbolSource::DebugInfo),
+        );
+        assert_eq!(stacks.modules[0].symbols.source, SymbolSource::None);
+        assert!(stacks.modules[0].symbols.reason.is_some());
+        let prog = stacks.frames[1].clone();
+        assert_eq!(prog.functions[0].line, Some(7));
+        // Elsewhere there is the C library only.
+        let mut elsewhere = Toy::that_knows(&["/lib/libc.so.6"], SymbolSource::Names);
+        look_up_all(&mut stacks, &mut elsewhere);
+        assert_eq!(elsewhere.asked, [("/lib/libc.so.6".into(), 1)]);
+        assert_eq!(stacks.frames[0].functions[0].name, "malloc");
+        assert_eq!(stacks.frames[1], prog);
+        assert_eq!(stacks.modules[0].symbols.reason, None);
+        // And again, where there is nothing at all.
+        let before = stacks.clone();
+        look_up_all(&mut stacks, &mut Toy::that_knows(&[], SymbolSource::Names));
+        assert_eq!(stacks, before);
+    }
+
+    #[test]
+    fn lines_that_differ_are_not_told_of_a_path() {
+        let (mut stacks, growth) = recorded(&[(&[16], 100), (&[17], 50)]);
+        let mut toy = Toy::that_knows(BOTH, SymbolSource::DebugInfo);
+        look_up_all(&mut stacks, &mut toy);
+        let line = |paths: &[CallPath]| paths[0].culprit.as_ref().unwrap().line;
+        assert_eq!(line(&paths(&mut stacks, &growth)), Some(7));
+        stacks.frames[2].functions[0].line = Some(8);
+        assert_eq!(line(&paths(&mut stacks, &growth)), None);
+    }
+
+    #[test]
+    fn functions_of_one_name_in_files_of_one_name_are_kept_apart() {
+        let (mut stacks, growth) = recorded(&[(&[16], 100), (&[17], 50)]);
+        look_up_all(
+            &mut stacks,
+            &mut Toy::that_knows(BOTH, SymbolSource::DebugInfo),
+        );
+        stacks.frames[2].functions[0].file = Some("/other/a.c".into());
+        assert_eq!(paths(&mut stacks, &growth).len(), 2);
+    }
+
+    #[test]
+    fn what_has_no_stack_and_what_is_too_much_is_summed_up_last() {
+        let offsets: Vec<[u64; 1]> = (1..=300).map(|number| [number * 16]).collect();
+        let many: Vec<(&[u64], u64)> = offsets
+            .iter()
+            .zip(1..)
+            .map(|(offsets, bytes)| (offsets.as_slice(), bytes))
+            .collect();
+        let (mut stacks, mut growth) = recorded(&many);
+        growth.push(StackGrowth {
+            stack: None,
+            program_break: grown(5000),
+            anonymous: Growth::default(),
+        });
+        let paths = paths(&mut stacks, &growth);
+        assert_eq!(paths.len(), MOST_CALL_PATHS + 1);
+        assert_eq!(paths[0].program_break.net_bytes, 300);
+        let rest = paths.last().unwrap();
+        assert!(rest.culprit.is_none() && rest.path.is_empty());
+        assert_eq!(rest.stacks.len(), 100);
+        assert_eq!(rest.program_break.net_bytes, 5000 + (1..=100).sum::<u64>());
+        let all: u64 = paths.iter().map(|path| path.growth.net_bytes).sum();
+        assert_eq!(all, 5000 + (1..=300).sum::<u64>() + 300);
+    }
+
+    #[test]
+    fn names_of_generated_code_stay_and_what_lacks_them_says_why() {
+        let (mut stacks, _) = recorded(&[(&[16, 32], 1)]);
+        stacks.modules[1].kind = ModuleKind::Generated;
+        stacks.frames[1].functions = vec![Function {
+            name: "LazyCompile:f".into(),
+            file: None,
+            line: None,
+        }];
+        let mut toy = Toy::that_knows(&[], SymbolSource::Names);
+        look_up_all(&mut stacks, &mut toy);
+        assert_eq!(toy.asked[1], ("/bin/prog".into(), 1));
+        assert_eq!(stacks.modules[1].symbols.source, SymbolSource::Names);
+        assert!(stacks.modules[1].symbols.reason.is_some());
+        assert_eq!(stacks.frames[1].functions[0].name, "LazyCompile:f");
+    }
+
+    #[test]
+    fn tables_that_do_not_fit_together_cost_frames_only() {
+        let (mut stacks, growth) = recorded(&[(&[16], 1)]);
+        stacks.stacks[0].frames = vec![7, u32::MAX, 1];
+        stacks.frames[1].module = Some(99);
+        look_up_all(&mut stacks, &mut Toy::that_knows(BOTH, SymbolSource::Names));
+        assert_eq!(paths(&mut stacks, &growth)[0].path, ["(unknown)"]);
     }
 }

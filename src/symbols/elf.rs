@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use blazesym::symbolize::CodeInfo;
 use blazesym::symbolize::Input;
 use blazesym::symbolize::Sym;
 use blazesym::symbolize::Symbolized;
@@ -399,15 +400,10 @@ fn read_debug_info(
 
 /// The functions at one place, the innermost first.
 fn functions(symbol: &Sym<'_>) -> Vec<Function> {
-    let function = |name: &str, code: Option<&blazesym::symbolize::CodeInfo<'_>>| Function {
-        name: names::shortened(name),
-        file: code.map(|code| names::shortened(&code.to_path().to_string_lossy())),
-        line: code.and_then(|code| code.line),
-    };
     if symbol.name.is_empty() {
         return Vec::new();
     }
-    symbol
+    let mut functions: Vec<Function> = symbol
         .inlined
         .iter()
         .rev()
@@ -415,5 +411,18 @@ fn functions(symbol: &Sym<'_>) -> Vec<Function> {
         .filter(|inlined| !inlined.name.is_empty())
         .map(|inlined| function(&inlined.name, inlined.code_info.as_ref()))
         .chain([function(&symbol.name, symbol.code_info.as_deref())])
-        .collect()
+        .collect();
+    // A function whose rarer part the compiler made one of its own has that part inlined into itself.
+    functions.dedup_by(|outer, inner| outer.name == inner.name && outer.file == inner.file);
+    functions
+}
+
+fn function(name: &str, code: Option<&CodeInfo<'_>>) -> Function {
+    // By these names glibc calls its own functions (include/libc-symbols.h, hidden_proto).
+    let name = name.strip_prefix("__GI_").unwrap_or(name);
+    Function {
+        name: names::shortened(name),
+        file: code.map(|code| names::shortened(&code.to_path().to_string_lossy())),
+        line: code.and_then(|code| code.line),
+    }
 }
