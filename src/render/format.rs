@@ -13,11 +13,27 @@ pub enum Format {
     Json,
     /// Growth by call stack, one line per stack: flamegraph.pl, inferno, speedscope.
     Folded,
+    /// The timelines as a table: spreadsheets, data frames.
+    Csv,
+    /// The state at the end as metrics, in the text format that node_exporter's textfile collector reads.
+    Prometheus,
+    /// The same in OpenMetrics 1.0.
+    OpenMetrics,
+    /// The main address space over time: ms_print, massif-visualizer.
+    Massif,
 }
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 3] = [Self::Text, Self::Json, Self::Folded];
+    pub const ALL: [Self; 7] = [
+        Self::Text,
+        Self::Json,
+        Self::Folded,
+        Self::Csv,
+        Self::Prometheus,
+        Self::OpenMetrics,
+        Self::Massif,
+    ];
 
     /// The name by which [`FromStr`] knows it.
     #[must_use]
@@ -26,6 +42,10 @@ impl Format {
             Self::Text => "text",
             Self::Json => "json",
             Self::Folded => "folded",
+            Self::Csv => "csv",
+            Self::Prometheus => "prometheus",
+            Self::OpenMetrics => "openmetrics",
+            Self::Massif => "massif",
         }
     }
 
@@ -36,6 +56,10 @@ impl Format {
             Self::Text => &[".txt", ".text"],
             Self::Json => &[".json"],
             Self::Folded => &[".folded"],
+            Self::Csv => &[".csv"],
+            Self::Prometheus => &[".prom"],
+            Self::OpenMetrics => &[".openmetrics", ".om"],
+            Self::Massif => &[".massif"],
         }
     }
 
@@ -44,6 +68,7 @@ impl Format {
     pub fn is_binary(self) -> bool {
         match self {
             Self::Text | Self::Json | Self::Folded => false,
+            Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }
 
@@ -53,6 +78,7 @@ impl Format {
         match self {
             Self::Folded => true,
             Self::Text | Self::Json => false,
+            Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }
 

@@ -77,5 +77,9 @@ pub fn render(
         Format::Text => text::render(report, options).into_bytes(),
         Format::Json => report::to_json(report).into_bytes(),
         Format::Folded => export::folded(report, measure),
+        Format::Csv => export::csv(report),
+        Format::Prometheus => export::prometheus(report),
+        Format::OpenMetrics => export::openmetrics(report),
+        Format::Massif => export::massif(report),
     })
 }

@@ -2,15 +2,22 @@
 //!
 //! One file per format, each with one function from the report to bytes. The same report gives the same bytes.
 
+mod csv;
 mod folded;
 mod frames;
+mod massif;
 mod measure;
+mod openmetrics;
 
 #[cfg(test)]
 pub(super) mod tests;
 
+pub(super) use csv::csv;
 pub(super) use folded::folded;
+pub(super) use massif::massif;
 pub use measure::Measure;
+pub(super) use openmetrics::openmetrics;
+pub(super) use openmetrics::prometheus;
 
 use super::Format;
 use crate::event::StackMode;
