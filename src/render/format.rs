@@ -19,17 +19,29 @@ pub enum Format {
     Speedscope,
     /// Memory over time, and what moved it: Perfetto, chrome://tracing.
     ChromeTrace,
+    /// The timelines as a table: spreadsheets, data frames.
+    Csv,
+    /// The state at the end as metrics, in the text format that node_exporter's textfile collector reads.
+    Prometheus,
+    /// The same in OpenMetrics 1.0.
+    OpenMetrics,
+    /// The main address space over time: ms_print, massif-visualizer.
+    Massif,
 }
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::Text,
         Self::Json,
         Self::Folded,
         Self::Pprof,
         Self::Speedscope,
         Self::ChromeTrace,
+        Self::Csv,
+        Self::Prometheus,
+        Self::OpenMetrics,
+        Self::Massif,
     ];
 
     /// The name by which [`FromStr`] knows it.
@@ -42,6 +54,10 @@ impl Format {
             Self::Pprof => "pprof",
             Self::Speedscope => "speedscope",
             Self::ChromeTrace => "chrome-trace",
+            Self::Csv => "csv",
+            Self::Prometheus => "prometheus",
+            Self::OpenMetrics => "openmetrics",
+            Self::Massif => "massif",
         }
     }
 
@@ -55,6 +71,10 @@ impl Format {
             Self::Pprof => &[".pb.gz", ".pprof"],
             Self::Speedscope => &[".speedscope.json"],
             Self::ChromeTrace => &[".trace.json", ".chrome.json"],
+            Self::Csv => &[".csv"],
+            Self::Prometheus => &[".prom"],
+            Self::OpenMetrics => &[".openmetrics", ".om"],
+            Self::Massif => &[".massif"],
         }
     }
 
@@ -64,6 +84,7 @@ impl Format {
         match self {
             Self::Pprof => true,
             Self::Text | Self::Json | Self::Folded | Self::Speedscope | Self::ChromeTrace => false,
+            Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }
 
@@ -73,6 +94,7 @@ impl Format {
         match self {
             Self::Folded | Self::Pprof | Self::Speedscope => true,
             Self::Text | Self::Json | Self::ChromeTrace => false,
+            Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }
 

@@ -83,5 +83,9 @@ pub fn render(
         Format::Pprof => export::pprof(report, measure),
         Format::Speedscope => export::speedscope(report, measure),
         Format::ChromeTrace => export::chrome_trace(report),
+        Format::Csv => export::csv(report),
+        Format::Prometheus => export::prometheus(report),
+        Format::OpenMetrics => export::openmetrics(report),
+        Format::Massif => export::massif(report),
     })
 }

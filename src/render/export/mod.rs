@@ -3,9 +3,12 @@
 //! One file per format, each with one function from the report to bytes. The same report gives the same bytes.
 
 mod chrome_trace;
+mod csv;
 mod folded;
 mod frames;
+mod massif;
 mod measure;
+mod openmetrics;
 mod pprof;
 mod protobuf;
 mod speedscope;
@@ -14,8 +17,12 @@ mod speedscope;
 pub(super) mod tests;
 
 pub(super) use chrome_trace::chrome_trace;
+pub(super) use csv::csv;
 pub(super) use folded::folded;
+pub(super) use massif::massif;
 pub use measure::Measure;
+pub(super) use openmetrics::openmetrics;
+pub(super) use openmetrics::prometheus;
 pub(super) use pprof::pprof;
 pub(super) use speedscope::speedscope;
 

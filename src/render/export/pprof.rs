@@ -404,7 +404,8 @@ mod tests {
             .messages(2)
             .iter()
             .map(|sample| {
-                let names = sample.numbers(1).iter().flat_map(|id| lines[id].clone());
+                let names = sample.numbers(1);
+                let names = names.iter().flat_map(|id| lines[id].clone());
                 (names.collect(), sample.numbers(2))
             })
             .collect()
