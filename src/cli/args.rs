@@ -14,6 +14,8 @@ use clap::builder::TypedValueParser;
 use crate::event::StackMode;
 use crate::render::Format;
 use crate::render::Measure;
+use crate::report::PathOrder;
+use crate::report::PathSelection;
 use crate::stats_page::Policy;
 use crate::tracer::Allocator;
 
@@ -109,6 +111,18 @@ pub(super) struct OutputOptions {
     #[arg(long, conflicts_with = "format")]
     pub(super) json: bool,
 
+    /// Order call paths in the text by this, the largest first
+    #[arg(long, value_name = "FIGURE", default_value = "net")]
+    pub(super) sort: Sort,
+
+    /// Show only call paths through functions or files with NAME in their name in the text (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(super) focus: Vec<String>,
+
+    /// Leave out call paths through functions or files with NAME in their name in the text (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(super) ignore: Vec<String>,
+
     /// Add addresses, all processes, all steps and all calls to the text
     #[arg(short, long)]
     pub(super) verbose: bool,
@@ -148,6 +162,46 @@ impl From<Value> for Measure {
             Value::Grown => Self::Grown,
             Value::Returned => Self::Returned,
             Value::Calls => Self::Calls,
+        }
+    }
+}
+
+/// By what call paths are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sort {
+    /// Bytes that are still there at the end
+    Net,
+    /// Bytes by which memory became larger
+    Grown,
+    /// Bytes that they gave back to the kernel
+    Returned,
+    /// Calls that made memory larger
+    Calls,
+    /// Bytes of the break that are still there
+    Break,
+    /// Bytes of anonymous memory that are still there
+    Anonymous,
+}
+
+impl From<Sort> for PathOrder {
+    fn from(sort: Sort) -> Self {
+        match sort {
+            Sort::Net => Self::Net,
+            Sort::Grown => Self::Grown,
+            Sort::Returned => Self::Returned,
+            Sort::Calls => Self::Calls,
+            Sort::Break => Self::Break,
+            Sort::Anonymous => Self::Anonymous,
+        }
+    }
+}
+
+impl From<&OutputOptions> for PathSelection {
+    fn from(options: &OutputOptions) -> Self {
+        Self {
+            focus: options.focus.clone(),
+            ignore: options.ignore.clone(),
+            order: options.sort.into(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::render;
 use crate::render::Format;
 use crate::render::Measure;
 use crate::render::TextOptions;
+use crate::report::PathSelection;
 use crate::report::Report;
 
 /// A place for a report.
@@ -32,6 +33,7 @@ pub(super) struct Outputs {
     targets: Vec<(Place, Format)>,
     verbose: bool,
     measure: Measure,
+    paths: PathSelection,
 }
 
 /// Where a report goes when no `-o` says.
@@ -85,6 +87,7 @@ impl Outputs {
             targets,
             verbose: options.verbose,
             measure: options.value.into(),
+            paths: options.into(),
         })
     }
 
@@ -118,8 +121,18 @@ impl Outputs {
     ///
     /// The first failure.
     pub(super) fn write(&self, report: &Report) -> Result<(), Failure> {
+        // Other programs read everything, in the order that is documented; people read what they ask for.
+        let selected = (self.paths != PathSelection::default()).then(|| {
+            let mut selected = report.clone();
+            selected.select_paths(&self.paths);
+            selected
+        });
         let mut result = Ok(());
         for (place, format) in &self.targets {
+            let report = match &selected {
+                Some(selected) if *format == Format::Text => selected,
+                _ => report,
+            };
             let written = self.write_to(place, *format, report);
             result = result.and(written);
         }

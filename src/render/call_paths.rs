@@ -153,7 +153,7 @@ pub(super) fn growers(
     }
     let worth_it = |path: &&CallPath| {
         let growth = &path.growth;
-        verbose || growth.net_bytes > 0 || growth.grown_bytes > 0
+        verbose || growth.grown_bytes > 0 || growth.returned_bytes > 0 || growth.net_bytes > 0
     };
     let paths: Vec<&CallPath> = space.call_paths.iter().filter(worth_it).collect();
     let listed = if verbose || paths.len() <= LISTED + 1 {
