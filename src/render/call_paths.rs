@@ -148,7 +148,7 @@ pub(super) fn growers(
     verbose: bool,
     width: usize,
 ) -> Vec<Line> {
-    if report.stacks.is_none() || space.call_paths.is_empty() {
+    if report.stacks.is_none() {
         return Vec::new();
     }
     let worth_it = |path: &&CallPath| {
@@ -173,7 +173,11 @@ pub(super) fn growers(
     for path in shown {
         table.row(grower(path));
     }
-    let mut lines = table.lines(width);
+    let mut lines = if shown.is_empty() {
+        Vec::new()
+    } else {
+        table.lines(width)
+    };
     lines.extend(left_out(space, rest));
     lines
 }

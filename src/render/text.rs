@@ -226,9 +226,21 @@ impl Page {
             self.section(telling_steps(report, told, steps, rows, self.width));
             return;
         }
-        let mut lines = telling_steps(report, told, steps, rows, beside_picture);
+        let has_stacks = steps.kept.iter().any(|step| step.stack.is_some());
+        // The names of culprits are not cut to make room for the picture; other columns may go.
+        let room = if has_stacks {
+            usize::MAX
+        } else {
+            beside_picture
+        };
+        let mut lines = telling_steps(report, told, steps, rows, room);
         let left_width = lines.iter().map(Line::width).max().unwrap_or(0);
         let is_beside = !lines.is_empty() && left_width <= beside_picture;
+        if !is_beside && has_stacks {
+            // So is who made it.
+            self.section(telling_steps(report, told, steps, rows, self.width));
+            return;
+        }
         if !is_beside {
             lines = telling_steps(report, told, steps, rows, self.width);
         }
