@@ -95,7 +95,7 @@ pub(super) fn growth(stack: Option<u32>, net: u64, back: u64) -> StackGrowth {
 
 /// A Python program with a symbolized C library, an inlined function, a module without symbols, a stack that breaks
 /// off, and growth without a stack.
-pub(super) fn with_stacks() -> Report {
+pub(in crate::render) fn with_stacks() -> Report {
     let mut report = program(
         &["python3", "build.py"],
         &[132 << 10, 64 << 10, -(32 << 10)],
@@ -169,7 +169,7 @@ pub(super) fn of_two_processes() -> Report {
 }
 
 /// Names that are meant to break formats and terminals.
-pub(super) fn hostile() -> Report {
+pub(in crate::render) fn hostile() -> Report {
     let mut report = with_stacks();
     let stacks = report.stacks.as_mut().unwrap();
     for name in [
