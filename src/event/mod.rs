@@ -267,7 +267,7 @@ pub enum EventKind {
     CodeNamed {
         /// The module.
         module: ModuleId,
-        /// Its pieces.
+        /// Its pieces; where some overlap, the later ones hold.
         names: Vec<NamedCode>,
     },
     /// Something the reader of the recording should know.

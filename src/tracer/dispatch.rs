@@ -299,6 +299,18 @@ impl Tracer {
         id
     }
 
+    /// Hands out the names of the code that an address space has generated, as far as stacks need them.
+    pub(super) fn name_generated_code(&mut self, tid: u32, space: SpaceId) {
+        let names = self
+            .tracees
+            .spaces
+            .get(&space)
+            .and_then(|state| self.stacks.names_of_generated_code(tid, &state.code));
+        if let Some(kind) = names {
+            self.record(tid, space, kind);
+        }
+    }
+
     /// Notes what a finished call did to the break. Returns whether the events alone no longer tell the state.
     fn apply(&mut self, space: SpaceId, pending: &Pending, finished: &Finished) -> bool {
         let Some(space) = self.tracees.spaces.get_mut(&space) else {
@@ -558,7 +570,7 @@ impl Tracer {
             copy_is_unsure = original.is_some_and(|space| !space.under_way.is_empty());
             let program_break = original.and_then(|space| space.program_break);
             let bundled = original.map(|space| space.bundled.clone());
-            let code = original.map(|space| space.code.clone());
+            let code = original.map(|space| space.code.forked());
             self.tracees.new_space(Space {
                 owner: child,
                 recorded,
@@ -625,6 +637,7 @@ impl Tracer {
                 self.record(pid, from_space, kind);
             }
             self.tell_if_bundled_was_missing(pid, from_space);
+            self.name_generated_code(pid, from_space);
         }
         let prospect = self.bundled_prospect(pid);
         let space = self.new_space(pid, recorded);
@@ -668,6 +681,7 @@ impl Tracer {
             && !self.tracees.is_in_use(space)
         {
             self.snapshot_by(tid, space, SnapshotReason::End);
+            self.name_generated_code(tid, space);
             self.tell_if_bundled_is_missing(tid, space);
         }
         self.go_on_with(stopped, 0);

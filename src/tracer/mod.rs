@@ -19,6 +19,7 @@ mod launch;
 mod launch_error;
 mod library;
 mod modules;
+mod perf_map;
 mod proc;
 mod requests;
 mod rule;
@@ -724,7 +725,9 @@ impl Tracer {
                 snapshot.heap_pages = proc::heap_pages(tid, &snapshot.mappings);
             }
             event.time = self.now();
+            let space = event.space;
             self.ready.push_back(event);
+            self.name_generated_code(tid, space);
         }
         for (pid, _) in processes {
             self.process_ended(pid, Outcome::Detached);

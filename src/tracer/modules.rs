@@ -29,6 +29,8 @@ const LARGEST_VDSO: u64 = 1 << 20;
 const MOST_READ: u64 = 256 << 20;
 /// Most bytes of unwind information that are held; what comes later is done without.
 const MOST_HELD: usize = 512 << 20;
+/// Most places in generated code that are given names.
+const MOST_PLACES: usize = 1 << 16;
 /// Most modules of a recording.
 const MOST_MODULES: usize = 1 << 16;
 
@@ -41,6 +43,10 @@ struct Known {
     is_broken: bool,
     /// It has been handed out by [`Modules::announce`].
     announced: bool,
+    /// Of generated code, where stacks have frames in it; some may be there twice.
+    places: Vec<u64>,
+    /// Of generated code, the file of the process that it was forked from.
+    inherited: Option<String>,
 }
 
 /// All modules of a recording.
@@ -77,6 +83,8 @@ impl Modules {
             image: image.filter(|_| fits).map(Rc::new),
             is_broken: false,
             announced: false,
+            places: Vec::new(),
+            inherited: None,
         });
         id
     }
@@ -268,16 +276,52 @@ impl Modules {
         id
     }
 
-    /// Generated code of one address space.
-    fn generated(&mut self, pid: u32) -> ModuleId {
+    /// Generated code of the address space of process `pid`, which may have inherited other such code by fork.
+    fn generated(&mut self, pid: u32, inherited: Option<ModuleId>) -> ModuleId {
+        let inherited = inherited
+            .and_then(|id| self.get(id))
+            .map(|known| known.module.path.clone());
         let module = Module {
             id: ModuleId(0),
             kind: ModuleKind::Generated,
-            path: format!("/tmp/perf-{pid}.map"),
+            path: super::perf_map::path(pid),
             build_id: None,
             file: None,
         };
-        self.add(module, None)
+        let id = self.add(module, None);
+        if let Some(known) = self.known.last_mut() {
+            known.inherited = inherited;
+        }
+        id
+    }
+
+    /// Notes a frame, if it is in generated code.
+    pub(super) fn note_place(&mut self, id: ModuleId, place: Address) {
+        let known = (id.0 as usize)
+            .checked_sub(1)
+            .and_then(|index| self.known.get_mut(index));
+        if let Some(known) = known
+            && known.module.kind == ModuleKind::Generated
+        {
+            if known.places.len() >= MOST_PLACES {
+                known.places.sort_unstable();
+                known.places.dedup();
+            }
+            if known.places.len() < MOST_PLACES {
+                known.places.push(place.0);
+            }
+        }
+    }
+
+    /// Of generated code that has frames: the file that may have its names, that of the process it was forked from, and
+    /// where the frames are.
+    pub(super) fn in_generated_code(&self, id: ModuleId) -> Option<(&str, Option<&str>, &[u64])> {
+        let known = self.get(id).filter(|known| !known.places.is_empty())?;
+        Some((
+            &known.module.path,
+            known.inherited.as_deref(),
+            &known.places,
+        ))
     }
 }
 
@@ -377,10 +421,27 @@ pub(super) struct Code {
     /// By address; shared with the address spaces that were copied from this one.
     stretches: Rc<Vec<Loaded>>,
     generated: Option<ModuleId>,
+    /// What generated code was before a fork.
+    inherited: Option<ModuleId>,
     is_current: bool,
 }
 
 impl Code {
+    /// That of a forked child: the same, but for what it will generate.
+    pub(super) fn forked(&self) -> Self {
+        Self {
+            stretches: Rc::clone(&self.stretches),
+            generated: None,
+            inherited: self.generated.or(self.inherited),
+            is_current: self.is_current && self.generated.is_none(),
+        }
+    }
+
+    /// The module that stands for generated code.
+    pub(super) fn generated(&self) -> Option<ModuleId> {
+        self.generated
+    }
+
     /// The mappings have changed in a way that may concern code.
     pub(super) fn outdated(&mut self) {
         self.is_current = false;
@@ -412,7 +473,7 @@ impl Code {
         {
             let known = self
                 .find(mapping.start.0)
-                .filter(|known| is_still(known, mapping, modules))
+                .filter(|known| is_still(known, mapping, modules, self.generated))
                 .cloned();
             now.extend(known.or_else(|| self.load(tid, pid, mapping, &mappings, modules)));
         }
@@ -435,7 +496,12 @@ impl Code {
             Some(name) if name.starts_with('/') && mapping.inode != 0 => {
                 modules.file(tid, mapping, all, name)?
             }
-            _ => *self.generated.get_or_insert_with(|| modules.generated(pid)),
+            _ => {
+                let inherited = self.inherited;
+                *self
+                    .generated
+                    .get_or_insert_with(|| modules.generated(pid, inherited))
+            }
         };
         let known = modules.get(module)?;
         let is_generated = known.module.kind == ModuleKind::Generated;
@@ -495,7 +561,12 @@ impl Code {
 }
 
 /// Whether a mapping at the place of a known stretch still is that.
-fn is_still(known: &Loaded, mapping: &Mapping, modules: &Modules) -> bool {
+fn is_still(
+    known: &Loaded,
+    mapping: &Mapping,
+    modules: &Modules,
+    generated: Option<ModuleId>,
+) -> bool {
     let is_same = known.start == mapping.start.0
         && known.end == mapping.end.0
         && known.offset == mapping.offset
@@ -509,6 +580,7 @@ fn is_still(known: &Loaded, mapping: &Mapping, modules: &Modules) -> bool {
             name.strip_suffix(" (deleted)").unwrap_or(name) == module.module.path
         }),
         ModuleKind::Vdso => name == Some("[vdso]"),
-        ModuleKind::Generated | ModuleKind::Unknown => mapping.inode == 0,
+        ModuleKind::Generated => Some(known.module) == generated && mapping.inode == 0,
+        ModuleKind::Unknown => false,
     }
 }

@@ -47,6 +47,20 @@ pub(super) fn status(tid: u32) -> Option<Status> {
     Status::from_file(format!("/proc/{tid}/status")).ok()
 }
 
+/// The number of a process in the PID namespace that it lives in itself.
+pub(super) fn innermost_pid(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().next_back()?.parse().ok()
+}
+
+/// The user in whose name a thread acts (its file system user ID, credentials(7)).
+pub(super) fn user_of(tid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().nth(3)?.parse().ok()
+}
+
 /// The program that a thread runs.
 pub(super) fn program(tid: u32) -> String {
     match std::fs::read_link(format!("/proc/{tid}/exe")) {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::guard;
 use super::modules::Code;
 use super::modules::Modules;
+use super::perf_map;
 use super::stack_memory::StackMemory;
 use super::sys;
 use super::walk::Walker;
@@ -114,6 +115,20 @@ impl Stacks {
         (id, news)
     }
 
+    /// The names of the code that an address space has generated, as far as its stacks have frames there; `None` where
+    /// there are none.
+    pub(super) fn names_of_generated_code(&self, tid: u32, code: &Code) -> Option<EventKind> {
+        let module = code.generated()?;
+        let (path, inherited, addresses) = self.modules.in_generated_code(module)?;
+        let mut names = perf_map::names(tid, path, addresses);
+        if names.is_empty()
+            && let Some(inherited) = inherited
+        {
+            names = perf_map::names(tid, inherited, addresses);
+        }
+        (!names.is_empty()).then_some(EventKind::CodeNamed { module, names })
+    }
+
     /// What is to be said of stacks that cannot be complete; once.
     pub(super) fn take_problem(&mut self) -> Option<String> {
         self.modules.take_problem()
@@ -123,7 +138,10 @@ impl Stacks {
         frames
             .iter()
             .filter_map(|frame| match frame {
-                Frame::Code(module, _) => self.modules.announce(*module).map(EventKind::ModuleSeen),
+                Frame::Code(module, place) => {
+                    self.modules.note_place(*module, *place);
+                    self.modules.announce(*module).map(EventKind::ModuleSeen)
+                }
                 Frame::Interpreted { .. } => None,
             })
             .collect()

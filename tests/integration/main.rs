@@ -23,5 +23,6 @@ mod preloaded;
 mod processes;
 mod recording;
 mod schema;
+mod stacks;
 mod support;
 mod transparency;
