@@ -21,6 +21,7 @@ use object::ReadCache;
 use object::ReadRef;
 use object::read::elf::ElfFile64;
 
+use super::cpython;
 use super::sys;
 use crate::event::FileIdentity;
 use crate::event::Module;
@@ -48,6 +49,8 @@ struct Image {
     eh_frame: Option<(Range<u64>, Bytes)>,
     eh_frame_hdr: Option<(Range<u64>, Bytes)>,
     debug_frame: Option<Bytes>,
+    /// If it is a CPython interpreter, what there is to know of it.
+    python: Option<cpython::Symbols>,
 }
 
 /// A segment: its place in the file, and its address as linked.
@@ -95,6 +98,7 @@ impl Image {
             eh_frame: range(".eh_frame").zip(contents(".eh_frame")),
             eh_frame_hdr: range(".eh_frame_hdr").zip(contents(".eh_frame_hdr")),
             debug_frame: contents(".debug_frame"),
+            python: cpython::Symbols::find(&elf),
         })
     }
 
@@ -112,6 +116,14 @@ impl Image {
                 .wrapping_add(segment.offset)
                 .wrapping_sub(segment.address),
         )
+    }
+
+    /// The place in the file of a linked address in code.
+    fn offset_in_file(&self, address: u64) -> Option<u64> {
+        self.code.iter().find_map(|segment| {
+            let from_start = address.checked_sub(segment.address)?;
+            (from_start < segment.file_bytes).then(|| segment.offset + from_start)
+        })
     }
 
     fn sections(&self) -> ExplicitModuleSectionInfo<Bytes> {
@@ -304,6 +316,7 @@ pub(super) struct Code {
     by_start: BTreeMap<u64, Loaded>,
     pub(super) unwinder: SpaceUnwinder,
     generated: Option<ModuleId>,
+    pub(super) python: cpython::Space,
     is_current: bool,
 }
 
@@ -407,6 +420,12 @@ impl Code {
                 bias,
                 image.sections(),
             ));
+            if let Some(symbols) = &image.python {
+                self.python
+                    .found(module, &known.module.path, bias, symbols, |address| {
+                        image.offset_in_file(address)
+                    });
+            }
             has_unwinder = true;
         }
         Some(Loaded {

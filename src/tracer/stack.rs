@@ -9,6 +9,7 @@ use framehop::CacheNative;
 use framehop::MayAllocateDuringUnwind;
 use framehop::Unwinder;
 
+use super::cpython::Python;
 use super::modules::Code;
 use super::modules::Modules;
 use super::sys;
@@ -34,6 +35,7 @@ pub(super) struct Stacks {
     mode: StackMode,
     depth: usize,
     modules: Modules,
+    python: Python,
     cache: CacheNative<MayAllocateDuringUnwind>,
     changes_at_cache: u64,
     copy: Box<[u8]>,
@@ -69,6 +71,7 @@ impl Stacks {
             mode,
             depth: depth as usize,
             modules: Modules::default(),
+            python: Python::default(),
             cache: CacheNative::new_in(),
             changes_at_cache: 0,
             copy: vec![0; bytes].into_boxed_slice(),
@@ -98,6 +101,9 @@ impl Stacks {
         code.bring_up_to_date(tid, pid, &mut self.modules);
         // Fewer bytes than asked for where the stack's mapping ends.
         let bytes = sys::read_memory(tid, registers.stack_pointer, &mut self.copy).unwrap_or(0);
+        let copied = self.copy.get(..bytes).unwrap_or_default();
+        self.python
+            .copy(tid, &registers, copied, self.depth, &mut code.python);
         Some(Copied { registers, bytes })
     }
 
@@ -107,7 +113,8 @@ impl Stacks {
             self.cache = CacheNative::new_in();
             self.changes_at_cache = self.modules.changes;
         }
-        let (frames, truncated) = self.frames(copied, code);
+        let (mut frames, mut truncated) = self.frames(copied, code);
+        self.python.merge(&mut frames, &mut truncated, self.depth);
         let key = (frames.into_boxed_slice(), truncated);
         if let Some(id) = self.known.get(&key) {
             return (*id, Vec::new());
@@ -115,6 +122,7 @@ impl Stacks {
         self.last += 1;
         let id = StackId(self.last);
         let mut news = self.announcements(&key.0);
+        news.extend(self.python.news());
         news.push(EventKind::StackSeen(Stack {
             id,
             frames: key.0.to_vec(),

@@ -190,12 +190,27 @@ pub(super) struct StackRegisters {
     pub(super) instruction_pointer: u64,
     pub(super) stack_pointer: u64,
     frame_pointer: u64,
+    /// Where the thread's own variables are (arch_prctl(2), `ARCH_GET_FS`).
+    #[cfg(target_arch = "x86_64")]
+    thread_pointer: u64,
     /// The return address of a function that has not saved it yet.
     #[cfg(target_arch = "aarch64")]
     link: u64,
 }
 
 impl StackRegisters {
+    /// What pthread_self(3) returns in the thread, with any C library of Linux.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn thread_pointer(&self) -> Option<u64> {
+        Some(self.thread_pointer)
+    }
+
+    /// Where the C library keeps the thread's descriptor is its own affair.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn thread_pointer(&self) -> Option<u64> {
+        None
+    }
+
     /// As the unwinder takes them; addresses above `highest_code` bear a pointer authentication code.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn for_unwinding(&self, _highest_code: u64) -> framehop::UnwindRegsNative {
@@ -228,6 +243,7 @@ pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
         instruction_pointer: registers.rip,
         stack_pointer: registers.rsp,
         frame_pointer: registers.rbp,
+        thread_pointer: registers.fs_base,
     })
 }
 
