@@ -328,6 +328,10 @@ impl Library {
         }
         self.threads.remove(&who.tid);
         let states = ThreadStates::find(memory, layout, self.runtime, who)?;
+        if states.states.is_empty() {
+            // A new thread takes over a state that is in the list already, without a change that could be seen.
+            return None;
+        }
         let currents = states.currents(memory, layout);
         if self.threads.len() >= MOST_REMEMBERED {
             self.threads.clear();
@@ -338,7 +342,7 @@ impl Library {
 }
 
 impl ThreadStates {
-    /// Goes through all interpreters and their threads. Of a thread that has no state that is remembered as well.
+    /// Goes through all interpreters and their threads.
     fn find(memory: &dyn Memory, layout: &Layout, runtime: u64, who: Who) -> Option<Self> {
         let mut found = Self::default();
         let mut next_at = runtime.wrapping_add(layout.interpreters);
