@@ -11,7 +11,7 @@ use super::call::Range;
 use super::call::Signed;
 use super::modules::Code;
 use super::proc;
-use super::stack::Copied;
+use super::stack::Walked;
 use super::stop::Birth;
 use super::stop::Change;
 use super::stop::Resume;
@@ -232,7 +232,7 @@ impl Tracer {
             Some(Signed::Call(call)) => Some(call),
             Some(Signed::Page(_) | Signed::HeapError) | None => None,
         };
-        let stack = self.copy_stack(tid, space, &finished, &heard);
+        let stack = self.walk_stack(tid, space, &finished, &heard);
         let told = |stack| Told {
             finished,
             by_allocator,
@@ -241,7 +241,7 @@ impl Tracer {
         };
         if self.options.verify || unsure {
             // The tracee stands still until the snapshot is taken.
-            let stack = stack.and_then(|copied| self.unwind_stack(tid, space, copied));
+            let stack = stack.map(|walked| self.number_stack(tid, space, walked));
             self.tell_finished(tid, space, told(stack));
             let reason = if unsure {
                 SnapshotReason::Resync
@@ -253,19 +253,19 @@ impl Tracer {
         } else {
             // The program goes on while the event is told.
             self.go_on_with(stopped, 0);
-            let stack = stack.and_then(|copied| self.unwind_stack(tid, space, copied));
+            let stack = stack.map(|walked| self.number_stack(tid, space, walked));
             self.tell_finished(tid, space, told(stack));
         }
     }
 
-    /// Copies the stack of a thread that stands at the end of a call, if it is wanted.
-    fn copy_stack(
+    /// Finds the stack of a thread that stands at the end of a call, if it is wanted.
+    fn walk_stack(
         &mut self,
         tid: u32,
         space: SpaceId,
         finished: &Finished,
         heard: &[EventKind],
-    ) -> Option<Copied> {
+    ) -> Option<Walked> {
         let pid = self.tracees.threads.get(&tid)?.pid;
         let space = self
             .tracees
@@ -283,18 +283,20 @@ impl Tracer {
         };
         let is_report = self.stacks.wants_reports() && heard.iter().any(has_stack);
         (is_wanted || is_report)
-            .then(|| self.stacks.copy(tid, pid, &mut space.code))
+            .then(|| self.stacks.walk(tid, pid, &mut space.code))
             .flatten()
     }
 
-    /// Unwinds the stack copied last, and hands out what is new of it.
-    fn unwind_stack(&mut self, tid: u32, space: SpaceId, copied: Copied) -> Option<StackId> {
-        let code = &self.tracees.spaces.get(&space)?.code;
-        let (id, news) = self.stacks.unwind(copied, code);
+    /// Gives a stack its number, and hands out what is new of it.
+    fn number_stack(&mut self, tid: u32, space: SpaceId, walked: Walked) -> StackId {
+        let (id, news) = self.stacks.number(walked);
         for kind in news {
             self.record(tid, space, kind);
         }
-        Some(id)
+        if let Some(problem) = self.stacks.take_problem() {
+            self.mention(tid, NoticeCode::StacksIncomplete, problem);
+        }
+        id
     }
 
     /// Notes what a finished call did to the break. Returns whether the events alone no longer tell the state.

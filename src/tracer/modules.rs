@@ -1,27 +1,21 @@
-//! What code lies where: the programs and libraries of an address space, as unwinding needs them.
+//! What code lies where: the programs and libraries of an address space.
 //!
-//! A file is read once for all processes that map it: its unwind sections only, into memory of ours, since a mapped file
-//! that somebody shortens would kill us. Nothing in a file is believed: one that makes no sense costs its frames.
+//! A file is read once for all processes that map it, and what is known of an address space is shared with forked children
+//! until one of the two changes.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::ops::Range;
+use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
 
-use framehop::ExplicitModuleSectionInfo;
-use framehop::MayAllocateDuringUnwind;
-use framehop::Unwinder;
-use framehop::UnwinderNative;
-use object::Object;
-use object::ObjectSection;
-use object::ObjectSegment;
 use object::ReadCache;
 use object::ReadRef;
-use object::read::elf::ElfFile64;
 
 use super::cpython;
+use super::image::Image;
 use super::sys;
 use crate::event::FileIdentity;
 use crate::event::Module;
@@ -30,133 +24,22 @@ use crate::event::ModuleKind;
 use crate::mapping::Mapping;
 use crate::units::Address;
 
-/// Largest section that is read, in bytes; the largest programs have some 100 MB of unwind information.
-const LARGEST_SECTION: u64 = 256 << 20;
 /// Largest image of a vDSO; it has two to five pages.
 const LARGEST_VDSO: u64 = 1 << 20;
-
-type Bytes = Arc<[u8]>;
-type SpaceUnwinder = UnwinderNative<Bytes, MayAllocateDuringUnwind>;
-
-/// The unwind information of an ELF image.
-#[derive(Clone, Debug, Default)]
-struct Image {
-    build_id: Option<String>,
-    /// The segments with code.
-    code: Vec<Segment>,
-    text: Option<Range<u64>>,
-    got: Option<Range<u64>>,
-    eh_frame: Option<(Range<u64>, Bytes)>,
-    eh_frame_hdr: Option<(Range<u64>, Bytes)>,
-    debug_frame: Option<Bytes>,
-    /// If it is a CPython interpreter, what there is to know of it.
-    python: Option<cpython::Symbols>,
-}
-
-/// A segment: its place in the file, and its address as linked.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    offset: u64,
-    file_bytes: u64,
-    address: u64,
-}
-
-impl Image {
-    /// Reads an ELF image; one that is damaged has what could be read.
-    fn parse<'data>(data: impl ReadRef<'data>) -> Option<Self> {
-        let elf = ElfFile64::<object::Endianness, _>::parse(data).ok()?;
-        let section = |name: &str| {
-            elf.section_by_name(name)
-                .filter(|section| section.size() <= LARGEST_SECTION)
-        };
-        let range = |name: &str| {
-            section(name)
-                .map(|section| section.address()..section.address().saturating_add(section.size()))
-        };
-        let contents = |name: &str| {
-            let data = section(name)?.data().ok()?;
-            (!data.is_empty()).then(|| Bytes::from(data))
-        };
-        Some(Self {
-            build_id: elf.build_id().ok().flatten().map(hex),
-            code: elf
-                .segments()
-                .filter(|segment| {
-                    matches!(segment.flags(), object::SegmentFlags::Elf { p_flags, .. } if p_flags.0 & object::elf::PF_X.0 != 0)
-                })
-                .map(|segment| {
-                    let (offset, file_bytes) = segment.file_range();
-                    Segment {
-                        offset,
-                        file_bytes,
-                        address: segment.address(),
-                    }
-                })
-                .collect(),
-            text: range(".text"),
-            got: range(".got"),
-            eh_frame: range(".eh_frame").zip(contents(".eh_frame")),
-            eh_frame_hdr: range(".eh_frame_hdr").zip(contents(".eh_frame_hdr")),
-            debug_frame: contents(".debug_frame"),
-            python: cpython::Symbols::find(&elf),
-        })
-    }
-
-    /// By how much addresses differ from those that were linked, when the mapping at `start` begins at `offset`.
-    fn bias(&self, start: u64, offset: u64) -> Option<u64> {
-        let page_size = super::proc::page_size();
-        // A mapping begins with the page in which its segment begins.
-        let segment = self.code.iter().find(|segment| {
-            offset < segment.offset.saturating_add(segment.file_bytes)
-                && segment.offset - segment.offset % page_size <= offset
-        })?;
-        Some(
-            start
-                .wrapping_sub(offset)
-                .wrapping_add(segment.offset)
-                .wrapping_sub(segment.address),
-        )
-    }
-
-    /// The place in the file of a linked address in code.
-    fn offset_in_file(&self, address: u64) -> Option<u64> {
-        self.code.iter().find_map(|segment| {
-            let from_start = address.checked_sub(segment.address)?;
-            (from_start < segment.file_bytes).then(|| segment.offset + from_start)
-        })
-    }
-
-    fn sections(&self) -> ExplicitModuleSectionInfo<Bytes> {
-        let pair = |pair: &Option<(Range<u64>, Bytes)>| pair.clone().unzip();
-        let (eh_frame_svma, eh_frame) = pair(&self.eh_frame);
-        let (eh_frame_hdr_svma, eh_frame_hdr) = pair(&self.eh_frame_hdr);
-        ExplicitModuleSectionInfo {
-            base_svma: 0,
-            text_svma: self.text.clone(),
-            got_svma: self.got.clone(),
-            eh_frame_svma,
-            eh_frame,
-            eh_frame_hdr_svma,
-            eh_frame_hdr,
-            debug_frame: self.debug_frame.clone(),
-            ..ExplicitModuleSectionInfo::default()
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
+/// Most bytes that are read of one file.
+const MOST_READ: u64 = 256 << 20;
+/// Most bytes of unwind information that are held; what comes later is done without.
+const MOST_HELD: usize = 512 << 20;
+/// Most modules of a recording.
+const MOST_MODULES: usize = 1 << 16;
 
 /// A module that has a number.
 #[derive(Debug)]
 struct Known {
     module: Module,
-    image: Option<Arc<Image>>,
+    image: Option<Rc<Image>>,
+    /// Work with its unwind information failed in a way that must not happen.
+    is_broken: bool,
     /// It has been handed out by [`Modules::announce`].
     announced: bool,
 }
@@ -167,20 +50,70 @@ pub(super) struct Modules {
     known: Vec<Known>,
     by_file: HashMap<(String, FileIdentity), ModuleId>,
     vdso: HashMap<Vec<u8>, ModuleId>,
+    /// Modules known by what a program has of them in memory, by path, inode and build ID.
+    by_memory: HashMap<(String, u64, Option<String>), ModuleId>,
     unknown: Option<ModuleId>,
-    /// How often a module was added to an unwinder, or taken from one.
-    pub(super) changes: u64,
+    bytes_held: usize,
+    /// The first thing that went wrong, until it is told.
+    problem: Option<String>,
+    problem_told: bool,
 }
 
 impl Modules {
     fn add(&mut self, module: Module, image: Option<Image>) -> ModuleId {
         let id = ModuleId(u32::try_from(self.known.len() + 1).unwrap_or(u32::MAX));
+        let bytes = image.as_ref().map_or(0, Image::bytes);
+        let fits = self.bytes_held.saturating_add(bytes) <= MOST_HELD;
+        if fits {
+            self.bytes_held += bytes;
+        } else {
+            self.complain(format!(
+                "the programs and libraries have more than {} MiB of unwind information: stacks may end at the frames of {}",
+                MOST_HELD >> 20,
+                module.path
+            ));
+        }
         self.known.push(Known {
             module: Module { id, ..module },
-            image: image.map(Arc::new),
+            image: image.filter(|_| fits).map(Rc::new),
+            is_broken: false,
             announced: false,
         });
         id
+    }
+
+    fn complain(&mut self, problem: String) {
+        if !self.problem_told {
+            self.problem_told = true;
+            self.problem = Some(problem);
+        }
+    }
+
+    /// What is to be said of stacks that cannot be complete; once.
+    pub(super) fn take_problem(&mut self) -> Option<String> {
+        self.problem.take()
+    }
+
+    /// Work with the unwind information of a module failed: it is not used any more.
+    pub(super) fn give_up(&mut self, id: Option<ModuleId>) {
+        let known = id
+            .and_then(|id| (id.0 as usize).checked_sub(1))
+            .and_then(|index| self.known.get_mut(index));
+        let path = match known {
+            Some(known) => {
+                known.is_broken = true;
+                known.module.path.clone()
+            }
+            None => "a file".to_owned(),
+        };
+        self.complain(format!(
+            "the unwind information of {path} is damaged: stacks may end at its frames"
+        ));
+    }
+
+    /// Whether the unwind information of a module is not to be used.
+    pub(super) fn is_broken(&self, id: ModuleId) -> bool {
+        self.get(id).is_none_or(|known| known.is_broken)
     }
 
     fn get(&self, id: ModuleId) -> Option<&Known> {
@@ -194,34 +127,107 @@ impl Modules {
     }
 
     /// The file behind a mapping of thread `tid`.
-    fn file(&mut self, tid: u32, mapping: &Mapping, name: &str) -> Option<ModuleId> {
+    fn file(
+        &mut self,
+        tid: u32,
+        mapping: &Mapping,
+        all: &[Mapping],
+        name: &str,
+    ) -> Option<ModuleId> {
         let path = name.strip_suffix(" (deleted)").unwrap_or(name);
-        let file = open_mapped(tid, mapping, path)?;
-        let metadata = file.metadata().ok()?;
-        let identity = FileIdentity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified_ns: metadata
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(metadata.mtime_nsec()),
-            bytes: metadata.len(),
+        let Some((file, identity)) = open_mapped(tid, mapping, path) else {
+            return self.file_in_memory(tid, mapping, all, path, None);
         };
         let key = (path.to_owned(), identity);
         if let Some(id) = self.by_file.get(&key) {
             return Some(*id);
         }
-        let image = Image::parse(&ReadCache::new(file));
+        let image = self.guarded(path, || {
+            let cache = ReadCache::new(file);
+            let file = Limited {
+                file: &cache,
+                left: Cell::new(MOST_READ),
+            };
+            Image::parse(&file)
+        });
+        let Some(image) = image else {
+            let id = self.file_in_memory(tid, mapping, all, path, Some(identity))?;
+            self.by_file.insert(key, id);
+            return Some(id);
+        };
         let module = Module {
             id: ModuleId(0),
             kind: ModuleKind::File,
             path: path.to_owned(),
-            build_id: image.as_ref().and_then(|image| image.build_id.clone()),
+            build_id: image.build_id.clone(),
             file: Some(identity),
         };
-        let id = self.add(module, image);
+        let id = self.add(module, Some(image));
         self.by_file.insert(key, id);
         Some(id)
+    }
+
+    /// A file that cannot be read, or is not what it was: what the program has of it in memory.
+    fn file_in_memory(
+        &mut self,
+        tid: u32,
+        mapping: &Mapping,
+        all: &[Mapping],
+        path: &str,
+        identity: Option<FileIdentity>,
+    ) -> Option<ModuleId> {
+        let first = all.iter().rev().find(|other| {
+            other.start <= mapping.start
+                && other.offset == 0
+                && other.inode == mapping.inode
+                && other.name == mapping.name
+        });
+        let image = first.and_then(|first| {
+            self.guarded(path, || {
+                Image::in_memory(
+                    first.start.0,
+                    |address, length| {
+                        let mut bytes = vec![0; length];
+                        let read = sys::read_memory(tid, address, &mut bytes).ok()?;
+                        bytes.truncate(read);
+                        Some(bytes)
+                    },
+                    |address| {
+                        all.iter()
+                            .find(|other| (other.start.0..other.end.0).contains(&address))
+                            .map(|other| other.end.0)
+                    },
+                )
+            })
+        });
+        let build_id = image.as_ref().and_then(|image| image.build_id.clone());
+        let key = (path.to_owned(), mapping.inode, build_id.clone());
+        if let Some(id) = self.by_memory.get(&key) {
+            return Some(*id);
+        }
+        let module = Module {
+            id: ModuleId(0),
+            kind: ModuleKind::File,
+            path: path.to_owned(),
+            build_id,
+            file: identity,
+        };
+        let id = self.add(module, image);
+        self.by_memory.insert(key, id);
+        Some(id)
+    }
+
+    /// Reads an image; a panic over damaged contents costs the image.
+    fn guarded(&mut self, path: &str, read: impl FnOnce() -> Option<Image>) -> Option<Image> {
+        if self.known.len() >= MOST_MODULES {
+            return None;
+        }
+        super::guard::run(read).unwrap_or_else(|_| {
+            self.complain(format!(
+                "{path} is no well-formed ELF file: stacks may end at its frames"
+            ));
+            None
+        })
     }
 
     /// The vDSO of thread `tid`.
@@ -233,7 +239,7 @@ impl Modules {
         if let Some(id) = self.vdso.get(&bytes) {
             return Some(*id);
         }
-        let image = Image::parse(bytes.as_slice());
+        let image = self.guarded("[vdso]", || Image::parse(bytes.as_slice()));
         let module = Module {
             id: ModuleId(0),
             kind: ModuleKind::Vdso,
@@ -277,30 +283,86 @@ impl Modules {
 }
 
 /// Opens the file behind a mapping: the very one, whatever has become of its name.
-fn open_mapped(tid: u32, mapping: &Mapping, path: &str) -> Option<File> {
+fn open_mapped(tid: u32, mapping: &Mapping, path: &str) -> Option<(File, FileIdentity)> {
     // Needs CAP_CHECKPOINT_RESTORE (proc(5)).
     let by_range = format!(
         "/proc/{tid}/map_files/{:x}-{:x}",
         mapping.start.0, mapping.end.0
     );
-    if let Ok(file) = File::open(by_range) {
-        return Some(file);
-    }
     // The root of the process's own mount namespace.
-    let file = File::open(format!("/proc/{tid}/root{path}")).ok()?;
-    let metadata = file.metadata().ok()?;
-    (metadata.is_file() && metadata.ino() == mapping.inode).then_some(file)
+    let by_path = format!("/proc/{tid}/root{path}");
+    [by_range, by_path].iter().find_map(|path| {
+        // Looked at first: to open a device can have effects.
+        if !std::fs::metadata(path).ok()?.is_file() {
+            return None;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .ok()?;
+        let metadata = file.metadata().ok()?;
+        let is_it = metadata.is_file() && metadata.ino() == mapping.inode;
+        let identity = FileIdentity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified_ns: metadata
+                .mtime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(metadata.mtime_nsec()),
+            bytes: metadata.len(),
+        };
+        is_it.then_some((file, identity))
+    })
+}
+
+/// A file of which not too much is read, whatever its headers say.
+struct Limited<'a> {
+    file: &'a ReadCache<File>,
+    left: Cell<u64>,
+}
+
+impl<'a> ReadRef<'a> for &'a Limited<'a> {
+    fn len(self) -> Result<u64, ()> {
+        self.file.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'a [u8], ()> {
+        let left = self.left.get().checked_sub(size).ok_or(())?;
+        self.left.set(left);
+        self.file.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(
+        self,
+        range: std::ops::Range<u64>,
+        delimiter: u8,
+    ) -> Result<&'a [u8], ()> {
+        self.file.read_bytes_at_until(range, delimiter)
+    }
 }
 
 /// A stretch of code in an address space.
-#[derive(Clone, Copy, Debug)]
-struct Loaded {
+#[derive(Clone, Debug)]
+pub(super) struct Loaded {
+    start: u64,
     end: u64,
-    module: ModuleId,
+    /// Where in its file it begins, and which file that is.
+    offset: u64,
+    inode: u64,
+    pub(super) module: ModuleId,
     /// What is added to an address to get the place in the module.
     to_place: u64,
-    /// Unwind information for it is in the unwinder.
-    has_unwinder: bool,
+    pub(super) image: Option<Rc<Image>>,
+    /// By how much addresses differ from those in the image.
+    bias: u64,
+}
+
+impl Loaded {
+    /// The address that the image has for one here.
+    pub(super) fn linked(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.bias)
+    }
 }
 
 /// Where an address lies.
@@ -311,23 +373,13 @@ pub(super) struct Place {
 }
 
 /// The code of one address space.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Code {
-    by_start: BTreeMap<u64, Loaded>,
-    pub(super) unwinder: SpaceUnwinder,
+    /// By address; shared with the address spaces that were copied from this one.
+    stretches: Rc<Vec<Loaded>>,
     generated: Option<ModuleId>,
     pub(super) python: cpython::Space,
     is_current: bool,
-}
-
-impl std::fmt::Debug for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The unwinder holds whole files.
-        f.debug_struct("Code")
-            .field("stretches", &self.by_start.len())
-            .field("is_current", &self.is_current)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Code {
@@ -338,10 +390,13 @@ impl Code {
 
     /// Whether a range has code in it.
     pub(super) fn has_any_in(&self, start: u64, end: u64) -> bool {
-        self.by_start
-            .range(..end)
-            .next_back()
-            .is_some_and(|(_, loaded)| loaded.end > start)
+        let after = self
+            .stretches
+            .partition_point(|stretch| stretch.start < end);
+        after
+            .checked_sub(1)
+            .and_then(|last| self.stretches.get(last))
+            .is_some_and(|stretch| stretch.end > start)
     }
 
     /// Reads the mappings, if they have changed since.
@@ -352,37 +407,18 @@ impl Code {
         let Ok(mappings) = crate::mapping::read(tid) else {
             return;
         };
-        let mut now = BTreeMap::new();
+        let mut now = Vec::with_capacity(self.stretches.len() + 4);
         for mapping in mappings
             .iter()
             .filter(|mapping| mapping.permissions.execute)
         {
-            let (start, end) = (mapping.start.0, mapping.end.0);
-            let known = self.by_start.remove(&start).filter(|known| {
-                known.end == end
-                    && modules
-                        .get(known.module)
-                        .is_some_and(|module| is_still(&module.module, mapping))
-            });
-            let loaded = match known {
-                Some(known) => Some(known),
-                None => {
-                    let loaded = self.load(tid, pid, mapping, modules);
-                    modules.changes += 1;
-                    loaded
-                }
-            };
-            if let Some(loaded) = loaded {
-                now.insert(start, loaded);
-            }
+            let known = self
+                .find(mapping.start.0)
+                .filter(|known| is_still(known, mapping, modules))
+                .cloned();
+            now.extend(known.or_else(|| self.load(tid, pid, mapping, &mappings, modules)));
         }
-        let gone = std::mem::replace(&mut self.by_start, now);
-        for (start, loaded) in gone {
-            if loaded.has_unwinder && !self.by_start.contains_key(&start) {
-                self.unwinder.remove_module(start);
-                modules.changes += 1;
-            }
-        }
+        self.stretches = Rc::new(now);
     }
 
     fn load(
@@ -390,53 +426,46 @@ impl Code {
         tid: u32,
         pid: u32,
         mapping: &Mapping,
+        all: &[Mapping],
         modules: &mut Modules,
     ) -> Option<Loaded> {
-        let (start, end) = (mapping.start.0, mapping.end.0);
-        // What was here before, if anything.
-        self.unwinder.remove_module(start);
-        let generated = |code: &mut Self, modules: &mut Modules| {
-            *code.generated.get_or_insert_with(|| modules.generated(pid))
-        };
-        let name = mapping.name.as_deref();
-        let module = match name {
+        let start = mapping.start.0;
+        let module = match mapping.name.as_deref() {
             Some("[vdso]") => modules.vdso(tid, mapping)?,
             // The legacy page of three calls, at the same place in every program; it has no image.
             Some("[vsyscall]") => return None,
             Some(name) if name.starts_with('/') && mapping.inode != 0 => {
-                modules.file(tid, mapping, name)?
+                modules.file(tid, mapping, all, name)?
             }
-            _ => generated(self, modules),
+            _ => *self.generated.get_or_insert_with(|| modules.generated(pid)),
         };
         let known = modules.get(module)?;
         let is_generated = known.module.kind == ModuleKind::Generated;
-        let mut has_unwinder = false;
-        if let Some(image) = &known.image
-            && let Some(bias) = image.bias(start, mapping.offset)
+        let bias = known
+            .image
+            .as_ref()
+            .and_then(|image| image.bias(start, mapping.offset, super::proc::page_size()));
+        if let (Some(image), Some(bias)) = (&known.image, bias)
+            && let Some(symbols) = &image.python
         {
-            self.unwinder.add_module(framehop::Module::new(
-                String::new(),
-                start..end,
-                bias,
-                image.sections(),
-            ));
-            if let Some(symbols) = &image.python {
-                self.python
-                    .found(module, &known.module.path, bias, symbols, |address| {
-                        image.offset_in_file(address)
-                    });
-            }
-            has_unwinder = true;
+            self.python
+                .found(module, &known.module.path, bias, symbols, |address| {
+                    image.offset_in_file(address)
+                });
         }
         Some(Loaded {
-            end,
+            start,
+            end: mapping.end.0,
+            offset: mapping.offset,
+            inode: mapping.inode,
             module,
             to_place: if is_generated {
                 0
             } else {
                 mapping.offset.wrapping_sub(start)
             },
-            has_unwinder,
+            image: known.image.clone().filter(|_| bias.is_some()),
+            bias: bias.unwrap_or(start),
         })
     }
 
@@ -454,26 +483,42 @@ impl Code {
         }
     }
 
-    fn find(&self, address: u64) -> Option<&Loaded> {
-        self.by_start
-            .range(..=address)
-            .next_back()
-            .map(|(_, loaded)| loaded)
-            .filter(|loaded| address < loaded.end)
+    /// The stretch that an address lies in.
+    pub(super) fn find(&self, address: u64) -> Option<&Loaded> {
+        let after = self
+            .stretches
+            .partition_point(|stretch| stretch.start <= address);
+        self.stretches
+            .get(after.checked_sub(1)?)
+            .filter(|stretch| address < stretch.end)
+    }
+
+    /// An address without the signature that some arm64 processors put into its upper bits (pointer authentication).
+    pub(super) fn without_signature(&self, address: u64) -> u64 {
+        if cfg!(target_arch = "aarch64") {
+            let highest = self.stretches.last().map_or(u64::MAX, |last| last.end);
+            address & (u64::MAX >> highest.leading_zeros())
+        } else {
+            address
+        }
     }
 }
 
-/// Whether a mapping at the place of a module still is that module.
-fn is_still(module: &Module, mapping: &Mapping) -> bool {
-    match module.kind {
-        ModuleKind::File => {
-            mapping
-                .name
-                .as_deref()
-                .is_some_and(|name| name.strip_suffix(" (deleted)").unwrap_or(name) == module.path)
-                && module.file.is_some_and(|file| file.inode == mapping.inode)
-        }
-        ModuleKind::Vdso => mapping.name.as_deref() == Some("[vdso]"),
+/// Whether a mapping at the place of a known stretch still is that.
+fn is_still(known: &Loaded, mapping: &Mapping, modules: &Modules) -> bool {
+    let is_same = known.start == mapping.start.0
+        && known.end == mapping.end.0
+        && known.offset == mapping.offset
+        && known.inode == mapping.inode;
+    let Some(module) = modules.get(known.module).filter(|_| is_same) else {
+        return false;
+    };
+    let name = mapping.name.as_deref();
+    match module.module.kind {
+        ModuleKind::File => name.is_some_and(|name| {
+            name.strip_suffix(" (deleted)").unwrap_or(name) == module.module.path
+        }),
+        ModuleKind::Vdso => name == Some("[vdso]"),
         ModuleKind::Generated | ModuleKind::Unknown => mapping.inode == 0,
     }
 }

@@ -1,19 +1,17 @@
-//! Call stacks of tracees: copied while they stand still, unwound when they run again.
+//! Call stacks of tracees: found while they stand still, handed out when they run again.
 //!
-//! What is copied are the registers and the stack from its pointer upwards; what is known of the program's code is brought
-//! up to date before it goes on. The rest needs nothing of the program.
+//! What a stack needs of the program is read at the stop: its registers, its stack as far as the frames reach, and what has
+//! changed of its code. Nothing of it is believed, and no damage in it ends the recording.
 
 use std::collections::HashMap;
 
-use framehop::CacheNative;
-use framehop::MayAllocateDuringUnwind;
-use framehop::Unwinder;
-
 use super::cpython::Python;
+use super::guard;
 use super::modules::Code;
 use super::modules::Modules;
+use super::stack_memory::StackMemory;
 use super::sys;
-use super::sys::StackRegisters;
+use super::walk::Walker;
 use crate::event::Advice;
 use crate::event::EventKind;
 use crate::event::Frame;
@@ -22,59 +20,40 @@ use crate::event::StackId;
 use crate::event::StackMode;
 use crate::event::Truncation;
 
-/// Most bytes of a stack that are copied.
-const MOST_BYTES: usize = 64 << 10;
-/// Most frames of all stacks that are remembered as recorded; then they are forgotten, and recorded once more when they
-/// come again.
-const MOST_FRAMES_KEPT: usize = 1 << 18;
-/// The unwinder tells its modules' generations apart by 16 bits: its cache must go before they come round.
-const CHANGES_PER_CACHE: u64 = 1 << 15;
+/// Most frames of all stacks that are remembered as recorded, some 16 bytes each; then they are forgotten, and recorded
+/// once more when they come again.
+const MOST_FRAMES_KEPT: usize = 1 << 19;
 
 /// The stacks of a recording.
+#[derive(Debug)]
 pub(super) struct Stacks {
     mode: StackMode,
     depth: usize,
     modules: Modules,
     python: Python,
-    cache: CacheNative<MayAllocateDuringUnwind>,
-    changes_at_cache: u64,
-    copy: Box<[u8]>,
-    known: HashMap<(Box<[Frame]>, Option<Truncation>), StackId>,
+    walker: Walker,
+    memory: StackMemory,
+    known: HashMap<Walked, StackId>,
     frames_kept: usize,
     last: u32,
 }
 
-impl std::fmt::Debug for Stacks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stacks")
-            .field("mode", &self.mode)
-            .field("depth", &self.depth)
-            .field("last", &self.last)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A stack that has been copied and not yet unwound.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Copied {
-    registers: StackRegisters,
-    bytes: usize,
+/// A stack that has been found, and not yet been given a number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Walked {
+    frames: Box<[Frame]>,
+    truncated: Option<Truncation>,
 }
 
 impl Stacks {
     pub(super) fn new(mode: StackMode, depth: u32) -> Self {
-        let bytes = match mode {
-            StackMode::Off => 0,
-            StackMode::Brk | StackMode::All => MOST_BYTES,
-        };
         Self {
             mode,
             depth: depth as usize,
             modules: Modules::default(),
             python: Python::default(),
-            cache: CacheNative::new_in(),
-            changes_at_cache: 0,
-            copy: vec![0; bytes].into_boxed_slice(),
+            walker: Walker::default(),
+            memory: StackMemory::default(),
             known: HashMap::new(),
             frames_kept: 0,
             last: 0,
@@ -95,46 +74,55 @@ impl Stacks {
         self.mode != StackMode::Off
     }
 
-    /// Copies the stack of a stopped thread.
-    pub(super) fn copy(&mut self, tid: u32, pid: u32, code: &mut Code) -> Option<Copied> {
+    /// Finds the stack of a stopped thread; `None` for a 32-bit one, and for one that was killed.
+    pub(super) fn walk(&mut self, tid: u32, pid: u32, code: &mut Code) -> Option<Walked> {
         let registers = sys::stack_registers(tid)?;
         code.bring_up_to_date(tid, pid, &mut self.modules);
-        // Fewer bytes than asked for where the stack's mapping ends.
-        let bytes = sys::read_memory(tid, registers.stack_pointer, &mut self.copy).unwrap_or(0);
-        let copied = self.copy.get(..bytes).unwrap_or_default();
-        self.python
-            .copy(tid, &registers, copied, self.depth, &mut code.python);
-        Some(Copied { registers, bytes })
+        self.memory.begin(tid);
+        let walker = &mut self.walker;
+        let (memory, modules, depth) = (&mut self.memory, &mut self.modules, self.depth);
+        let walked = guard::run(|| walker.walk(registers, depth, memory, code, modules));
+        let (mut frames, mut truncated) = walked.unwrap_or_else(|_| {
+            let place = self.walker.last_place();
+            self.walker.begin_anew();
+            self.modules.give_up(place);
+            (Vec::new(), Some(Truncation::Lost))
+        });
+        self.python.read(tid, &self.memory, depth, &mut code.python);
+        self.python.merge(&mut frames, &mut truncated, depth);
+        Some(Walked {
+            frames: frames.into_boxed_slice(),
+            truncated,
+        })
     }
 
-    /// Unwinds the stack copied last. What later events need to know of it comes first.
-    pub(super) fn unwind(&mut self, copied: Copied, code: &Code) -> (StackId, Vec<EventKind>) {
-        if self.modules.changes - self.changes_at_cache > CHANGES_PER_CACHE {
-            self.cache = CacheNative::new_in();
-            self.changes_at_cache = self.modules.changes;
-        }
-        let (mut frames, mut truncated) = self.frames(copied, code);
-        self.python.merge(&mut frames, &mut truncated, self.depth);
-        let key = (frames.into_boxed_slice(), truncated);
-        if let Some(id) = self.known.get(&key) {
+    /// Gives a stack its number. What later events need to know of it comes first.
+    pub(super) fn number(&mut self, walked: Walked) -> (StackId, Vec<EventKind>) {
+        if let Some(id) = self.known.get(&walked) {
             return (*id, Vec::new());
         }
         self.last += 1;
         let id = StackId(self.last);
-        let mut news = self.announcements(&key.0);
+        let mut news = self.announcements(&walked.frames);
         news.extend(self.python.news());
         news.push(EventKind::StackSeen(Stack {
             id,
-            frames: key.0.to_vec(),
-            truncated,
+            frames: walked.frames.to_vec(),
+            truncated: walked.truncated,
         }));
         if self.frames_kept > MOST_FRAMES_KEPT {
-            self.known.clear();
+            self.known = HashMap::new();
             self.frames_kept = 0;
         }
-        self.frames_kept += key.0.len();
-        self.known.insert(key, id);
+        // The entry itself takes about as much as eight frames.
+        self.frames_kept += walked.frames.len() + 8;
+        self.known.insert(walked, id);
         (id, news)
+    }
+
+    /// What is to be said of stacks that cannot be complete; once.
+    pub(super) fn take_problem(&mut self) -> Option<String> {
+        self.modules.take_problem()
     }
 
     fn announcements(&mut self, frames: &[Frame]) -> Vec<EventKind> {
@@ -145,46 +133,6 @@ impl Stacks {
                 Frame::Interpreted { .. } => None,
             })
             .collect()
-    }
-
-    fn frames(&mut self, copied: Copied, code: &Code) -> (Vec<Frame>, Option<Truncation>) {
-        let Copied { registers, bytes } = copied;
-        let stack = self.copy.get(..bytes).unwrap_or_default();
-        let base = registers.stack_pointer;
-        let mut read_word = |address: u64| {
-            let from = usize::try_from(address.checked_sub(base).ok_or(())?).map_err(drop)?;
-            stack
-                .get(from..)
-                .and_then(|rest| rest.first_chunk())
-                .map(|word| u64::from_ne_bytes(*word))
-                .ok_or(())
-        };
-        let mut frames = Vec::with_capacity(32);
-        let mut found = code.unwinder.iter_frames(
-            registers.instruction_pointer,
-            registers.for_unwinding(code.unwinder.max_known_code_address()),
-            &mut self.cache,
-            &mut read_word,
-        );
-        let truncated = loop {
-            match found.next() {
-                Ok(Some(address)) => {
-                    if frames.len() == self.depth {
-                        break Some(Truncation::Depth);
-                    }
-                    let place = code.place(address.address_for_lookup(), &mut self.modules);
-                    frames.push(Frame::Code(place.module, place.offset));
-                }
-                Ok(None) | Err(framehop::Error::ReturnAddressIsNull) => break None,
-                Err(framehop::Error::CouldNotReadStack(address))
-                    if bytes == MOST_BYTES && address >= base + MOST_BYTES as u64 - 7 =>
-                {
-                    break Some(Truncation::Bytes);
-                }
-                Err(_) => break Some(Truncation::Lost),
-            }
-        };
-        (frames, truncated)
     }
 }
 

@@ -184,52 +184,48 @@ fn parse_syscall_info(words: &[u64; SYSCALL_INFO_WORDS]) -> SyscallInfo {
     }
 }
 
-/// The registers from which a stack is unwound.
-#[derive(Clone, Copy, Debug)]
+/// The registers from which a stack is unwound, by their numbers in unwind information.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StackRegisters {
+    /// Where the thread is.
     pub(super) instruction_pointer: u64,
-    pub(super) stack_pointer: u64,
-    frame_pointer: u64,
-    /// Where the thread's own variables are (arch_prctl(2), `ARCH_GET_FS`).
-    #[cfg(target_arch = "x86_64")]
-    thread_pointer: u64,
-    /// The return address of a function that has not saved it yet.
-    #[cfg(target_arch = "aarch64")]
-    link: u64,
+    /// All general registers; where a number is the return address's alone, that is zero.
+    pub(super) by_number: [u64; StackRegisters::COUNT],
+}
+
+/// System V ABI, AMD64 supplement, figure 3.36.
+#[cfg(target_arch = "x86_64")]
+impl StackRegisters {
+    /// How many there are; the last number is the return address's.
+    pub(super) const COUNT: usize = 17;
+    /// `rsp`.
+    pub(super) const STACK_POINTER: usize = 7;
+    /// `rbp`.
+    pub(super) const FRAME_POINTER: usize = 6;
+}
+
+/// DWARF for the Arm 64-bit architecture (AADWARF64), section 4.1.
+#[cfg(target_arch = "aarch64")]
+impl StackRegisters {
+    /// How many there are.
+    pub(super) const COUNT: usize = 32;
+    /// `sp`.
+    pub(super) const STACK_POINTER: usize = 31;
+    /// `x29`.
+    pub(super) const FRAME_POINTER: usize = 29;
+    /// `x30`, the return address of a function that has not saved it yet.
+    pub(super) const LINK: usize = 30;
 }
 
 impl StackRegisters {
-    /// What pthread_self(3) returns in the thread, with any C library of Linux.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn thread_pointer(&self) -> Option<u64> {
-        Some(self.thread_pointer)
+    /// The top of the stack.
+    pub(super) fn stack_pointer(&self) -> u64 {
+        self.by_number[Self::STACK_POINTER]
     }
 
-    /// Where the C library keeps the thread's descriptor is its own affair.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(super) fn thread_pointer(&self) -> Option<u64> {
-        None
-    }
-
-    /// As the unwinder takes them; addresses above `highest_code` bear a pointer authentication code.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn for_unwinding(&self, _highest_code: u64) -> framehop::UnwindRegsNative {
-        framehop::UnwindRegsNative::new(
-            self.instruction_pointer,
-            self.stack_pointer,
-            self.frame_pointer,
-        )
-    }
-
-    /// As the unwinder takes them; addresses above `highest_code` bear a pointer authentication code.
-    #[cfg(target_arch = "aarch64")]
-    pub(super) fn for_unwinding(&self, highest_code: u64) -> framehop::UnwindRegsNative {
-        framehop::UnwindRegsNative::new_with_ptr_auth_mask(
-            self.link,
-            self.stack_pointer,
-            self.frame_pointer,
-            framehop::aarch64::PtrAuthMask::from_max_known_address(highest_code),
-        )
+    /// The frame pointer, where the code uses one.
+    pub(super) fn frame_pointer(&self) -> u64 {
+        self.by_number[Self::FRAME_POINTER]
     }
 }
 
@@ -241,9 +237,25 @@ pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
     let registers = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid_as_pid(tid))).ok()?;
     (registers.cs == USER_CS).then_some(StackRegisters {
         instruction_pointer: registers.rip,
-        stack_pointer: registers.rsp,
-        frame_pointer: registers.rbp,
-        thread_pointer: registers.fs_base,
+        by_number: [
+            registers.rax,
+            registers.rdx,
+            registers.rcx,
+            registers.rbx,
+            registers.rsi,
+            registers.rdi,
+            registers.rbp,
+            registers.rsp,
+            registers.r8,
+            registers.r9,
+            registers.r10,
+            registers.r11,
+            registers.r12,
+            registers.r13,
+            registers.r14,
+            registers.r15,
+            0,
+        ],
     })
 }
 
@@ -253,12 +265,29 @@ pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
     // PSR_MODE32_BIT, arch/arm64/include/uapi/asm/ptrace.h.
     const MODE_32_BIT: u64 = 0x10;
     let registers = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid_as_pid(tid))).ok()?;
+    let mut by_number = [0; StackRegisters::COUNT];
+    by_number[..31].copy_from_slice(&registers.regs);
+    by_number[StackRegisters::STACK_POINTER] = registers.sp;
     (registers.pstate & MODE_32_BIT == 0).then_some(StackRegisters {
         instruction_pointer: registers.pc,
-        stack_pointer: registers.sp,
-        frame_pointer: registers.regs[29],
-        link: registers.regs[30],
+        by_number,
     })
+}
+
+/// What pthread_self(3) returns in a stopped tracee, with any C library of Linux: where the thread's own variables are
+/// (arch_prctl(2), `ARCH_GET_FS`).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn thread_pointer(tid: u32) -> Option<u64> {
+    let pid = nix::unistd::Pid::from_raw(tid_as_pid(tid));
+    nix::sys::ptrace::getregs(pid)
+        .ok()
+        .map(|registers| registers.fs_base)
+}
+
+/// On this architecture that differs between C libraries.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn thread_pointer(_tid: u32) -> Option<u64> {
+    None
 }
 
 /// Number and arguments of the call that a tracee at its exit stop has made, where the registers still hold them.

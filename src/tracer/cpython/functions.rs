@@ -25,11 +25,6 @@ impl Named {
             number: None,
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn name(&self) -> &str {
-        &self.key.0
-    }
 }
 
 /// All functions of a recording.

@@ -170,6 +170,8 @@ pub(super) enum Problem {
     Table(Version),
     /// It does not say which thread is which in a way that could be seen on this machine.
     Threads(Version),
+    /// Work with its memory failed in a way that must not happen.
+    Unforeseen,
 }
 
 /// A minor version of CPython.
@@ -203,6 +205,10 @@ impl std::fmt::Display for Problem {
             Self::Threads(version) => write!(
                 f,
                 "Python functions are not visible: CPython {version} does not number its threads as the kernel does"
+            ),
+            Self::Unforeseen => write!(
+                f,
+                "Python functions are not visible: reading the interpreter's memory failed"
             ),
         }
     }

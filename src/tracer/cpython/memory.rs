@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::super::stack_memory::StackMemory;
 use super::super::sys;
 
 /// Memory of which nothing is known but that it may be read.
@@ -25,11 +26,10 @@ pub(super) trait Memory {
     }
 }
 
-/// The memory of a stopped thread, of whose stack there is a copy already.
-pub(super) struct OfThread<'copy> {
+/// The memory of a stopped thread, of whose stack some has been read already.
+pub(super) struct OfThread<'stack> {
     pub(super) tid: u32,
-    pub(super) stack_pointer: u64,
-    pub(super) stack: &'copy [u8],
+    pub(super) stack: &'stack StackMemory,
     window: RefCell<Window>,
 }
 
@@ -43,11 +43,10 @@ struct Window {
 /// Frames lie in chunks of whole pages, callers below those they call (Python/pystate.c, `push_chunk`).
 const PAGE: u64 = 4096;
 
-impl<'copy> OfThread<'copy> {
-    pub(super) fn new(tid: u32, stack_pointer: u64, stack: &'copy [u8]) -> Self {
+impl<'stack> OfThread<'stack> {
+    pub(super) fn new(tid: u32, stack: &'stack StackMemory) -> Self {
         Self {
             tid,
-            stack_pointer,
             stack,
             window: RefCell::default(),
         }
@@ -62,7 +61,7 @@ fn within(bytes: &[u8], start: u64, address: u64, length: usize) -> Option<&[u8]
 
 impl Memory for OfThread<'_> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
-        if let Some(copied) = within(self.stack, self.stack_pointer, address, buffer.len()) {
+        if let Some(copied) = self.stack.known(address, buffer.len()) {
             buffer.copy_from_slice(copied);
             return copied.len();
         }

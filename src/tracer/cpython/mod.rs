@@ -36,7 +36,9 @@ use self::memory::OfThread;
 use self::objects::CodeObject;
 use self::objects::CodeObjects;
 use self::objects::Place;
-use super::sys::StackRegisters;
+use super::guard;
+use super::stack_memory::StackMemory;
+use super::sys;
 use crate::event::EventKind;
 use crate::event::Frame;
 use crate::event::ModuleId;
@@ -158,28 +160,26 @@ pub(super) struct Python {
 }
 
 impl Python {
-    /// Reads the Python frames of a stopped thread, of whose stack there is a copy.
-    pub(super) fn copy(
-        &mut self,
-        tid: u32,
-        registers: &StackRegisters,
-        stack: &[u8],
-        most: usize,
-        space: &mut Space,
-    ) {
+    /// Reads the Python frames of a stopped thread, of whose stack some has been read.
+    pub(super) fn read(&mut self, tid: u32, stack: &StackMemory, most: usize, space: &mut Space) {
         self.chain = None;
         if space.libraries.is_empty() {
             return;
         }
-        let memory = OfThread::new(tid, registers.stack_pointer, stack);
+        let memory = OfThread::new(tid, stack);
         let who = Who {
             tid,
-            thread_pointer: registers.thread_pointer(),
+            thread_pointer: sys::thread_pointer(tid),
         };
-        self.read(&memory, who, most, space);
+        let read = guard::run(|| self.read_from(&memory, who, most, space));
+        if read.is_err() {
+            self.chain = None;
+            space.libraries.clear();
+            self.mention(Problem::Unforeseen);
+        }
     }
 
-    fn read(&mut self, memory: &dyn Memory, who: Who, most: usize, space: &mut Space) {
+    fn read_from(&mut self, memory: &dyn Memory, who: Who, most: usize, space: &mut Space) {
         for library in &mut space.libraries {
             match library.layout(memory) {
                 Some(Ok(layout)) => {
