@@ -25,6 +25,7 @@ use object::read::elf::ElfFile64;
 use object::read::elf::FileHeader;
 use object::read::elf::ProgramHeader;
 
+use super::cpython;
 use super::rule::Rule;
 use super::rule::Section;
 
@@ -49,6 +50,8 @@ pub(super) struct Image {
     eh_frame: Option<(u64, Vec<u8>)>,
     eh_frame_hdr: Option<(u64, Vec<u8>)>,
     debug_frame: Option<Vec<u8>>,
+    /// If it is a CPython interpreter, what there is to know of it.
+    pub(super) python: Option<cpython::Symbols>,
     /// First addresses and offsets of the entries in `.eh_frame`, where the file brings no such table.
     eh_frame_entries: OnceCell<Vec<(u64, usize)>>,
     /// The same for `.debug_frame`.
@@ -101,6 +104,7 @@ impl Image {
             eh_frame,
             eh_frame_hdr,
             debug_frame: debug_frame(&elf),
+            python: cpython::Symbols::find(&elf),
             ..Self::default()
         })
     }
@@ -203,6 +207,14 @@ impl Image {
     pub(super) fn rule(&self, address: u64, context: &mut UnwindContext<usize>) -> Option<Rule> {
         self.eh_frame_rule(address, context)
             .or_else(|| self.debug_frame_rule(address, context))
+    }
+
+    /// The place in the file of a linked address in code.
+    pub(super) fn offset_in_file(&self, address: u64) -> Option<u64> {
+        self.code.iter().find_map(|segment| {
+            let from_start = address.checked_sub(segment.address)?;
+            (from_start < segment.file_bytes).then(|| segment.offset.saturating_add(from_start))
+        })
     }
 
     fn bases(&self) -> BaseAddresses {

@@ -10,6 +10,7 @@ mod abi;
 mod attach;
 mod bundled;
 mod call;
+mod cpython;
 mod dispatch;
 mod executable;
 mod guard;

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use object::ReadCache;
 use object::ReadRef;
 
+use super::cpython;
 use super::image::Image;
 use super::sys;
 use crate::event::FileIdentity;
@@ -423,6 +424,7 @@ pub(super) struct Code {
     generated: Option<ModuleId>,
     /// What generated code was before a fork.
     inherited: Option<ModuleId>,
+    pub(super) python: cpython::Space,
     is_current: bool,
 }
 
@@ -433,6 +435,7 @@ impl Code {
             stretches: Rc::clone(&self.stretches),
             generated: None,
             inherited: self.generated.or(self.inherited),
+            python: self.python.clone(),
             is_current: self.is_current && self.generated.is_none(),
         }
     }
@@ -509,6 +512,14 @@ impl Code {
             .image
             .as_ref()
             .and_then(|image| image.bias(start, mapping.offset, super::proc::page_size()));
+        if let (Some(image), Some(bias)) = (&known.image, bias)
+            && let Some(symbols) = &image.python
+        {
+            self.python
+                .found(module, &known.module.path, bias, symbols, |address| {
+                    image.offset_in_file(address)
+                });
+        }
         Some(Loaded {
             start,
             end: mapping.end.0,

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::cpython::Python;
 use super::guard;
 use super::modules::Code;
 use super::modules::Modules;
@@ -30,6 +31,7 @@ pub(super) struct Stacks {
     mode: StackMode,
     depth: usize,
     modules: Modules,
+    python: Python,
     walker: Walker,
     memory: StackMemory,
     known: HashMap<Walked, StackId>,
@@ -50,6 +52,7 @@ impl Stacks {
             mode,
             depth: depth as usize,
             modules: Modules::default(),
+            python: Python::default(),
             walker: Walker::default(),
             memory: StackMemory::default(),
             known: HashMap::new(),
@@ -80,12 +83,14 @@ impl Stacks {
         let walker = &mut self.walker;
         let (memory, modules, depth) = (&mut self.memory, &mut self.modules, self.depth);
         let walked = guard::run(|| walker.walk(registers, depth, memory, code, modules));
-        let (frames, truncated) = walked.unwrap_or_else(|_| {
+        let (mut frames, mut truncated) = walked.unwrap_or_else(|_| {
             let place = self.walker.last_place();
             self.walker.begin_anew();
             self.modules.give_up(place);
             (Vec::new(), Some(Truncation::Lost))
         });
+        self.python.read(tid, &self.memory, depth, &mut code.python);
+        self.python.merge(&mut frames, &mut truncated, depth);
         Some(Walked {
             frames: frames.into_boxed_slice(),
             truncated,
@@ -100,6 +105,7 @@ impl Stacks {
         self.last += 1;
         let id = StackId(self.last);
         let mut news = self.announcements(&walked.frames);
+        news.extend(self.python.news());
         news.push(EventKind::StackSeen(Stack {
             id,
             frames: walked.frames.to_vec(),

@@ -79,6 +79,14 @@ impl StackMemory {
         }
     }
 
+    /// What has been read already, if all of it has been.
+    pub(super) fn known(&self, address: u64, length: usize) -> Option<&[u8]> {
+        self.pieces.iter().find_map(|piece| {
+            let from = usize::try_from(address.checked_sub(piece.start)?).ok()?;
+            piece.bytes.get(from..from.checked_add(length)?)
+        })
+    }
+
     /// Reads instructions; returns how many bytes there are.
     pub(super) fn code(&self, address: u64, bytes: &mut [u8]) -> usize {
         sys::read_memory(self.tid, address, bytes).unwrap_or(0)

@@ -274,6 +274,22 @@ pub(super) fn stack_registers(tid: u32) -> Option<StackRegisters> {
     })
 }
 
+/// What pthread_self(3) returns in a stopped tracee, with any C library of Linux: where the thread's own variables are
+/// (arch_prctl(2), `ARCH_GET_FS`).
+#[cfg(target_arch = "x86_64")]
+pub(super) fn thread_pointer(tid: u32) -> Option<u64> {
+    let pid = nix::unistd::Pid::from_raw(tid_as_pid(tid));
+    nix::sys::ptrace::getregs(pid)
+        .ok()
+        .map(|registers| registers.fs_base)
+}
+
+/// On this architecture that differs between C libraries.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn thread_pointer(_tid: u32) -> Option<u64> {
+    None
+}
+
 /// Number and arguments of the call that a tracee at its exit stop has made, where the registers still hold them.
 ///
 /// Needed only when breaktrace attached in the middle of a call and so missed its entry.

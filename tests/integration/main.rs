@@ -21,6 +21,7 @@ mod layers;
 mod lifecycle;
 mod preloaded;
 mod processes;
+mod python_stacks;
 mod recording;
 mod schema;
 mod stacks;
