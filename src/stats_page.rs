@@ -26,7 +26,7 @@ use core::sync::atomic::Ordering::Relaxed;
 pub const MAGIC: u64 = u64::from_le_bytes(*b"brktrace");
 
 /// Raised with every change of a layout in this file.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Name of the memfd behind the page, as `/proc/<pid>/maps` shows it: `/memfd:breaktrace-stats (deleted)`.
 pub const NAME: &core::ffi::CStr = c"breaktrace-stats";
@@ -46,7 +46,7 @@ pub const SIGNATURE: u64 = 0x6272_6561_0000;
 
 /// Why the allocator made a memory call: fourth argument of its brk, munmap and madvise calls. The fifth is the size in
 /// bytes of the request that caused it, 0 where there was none; for [`Cause::Announce`] the address of the page, for
-/// [`Cause::HeapError`] the number of the error (1 for the first).
+/// [`Cause::HeapError`] the number of the error (1 for the first), for samples the address of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Cause {
@@ -66,7 +66,15 @@ pub enum Cause {
     Announce = 7,
     /// No memory call: the same, tells that an error was recorded.
     HeapError = 8,
+    /// No memory call: the same, tells that the block was handed out and is a sample. The fourth argument has the size
+    /// asked for in the bits from [`DETAIL`] on.
+    Sampled = 9,
+    /// No memory call: the same, tells that a sample was freed, or is about to be resized.
+    SampleFreed = 10,
 }
+
+/// First bit of the fourth argument that does not belong to the cause.
+pub const DETAIL: u32 = 8;
 
 impl Cause {
     /// The cause with this number.
@@ -81,6 +89,8 @@ impl Cause {
             6 => Self::Release,
             7 => Self::Announce,
             8 => Self::HeapError,
+            9 => Self::Sampled,
+            10 => Self::SampleFreed,
             _ => return None,
         })
     }
@@ -324,6 +334,8 @@ pub mod environment {
     pub const TOP_PAD: &str = "BREAKTRACE_TOP_PAD";
     /// Most arenas.
     pub const ARENA_MAX: &str = "BREAKTRACE_ARENA_MAX";
+    /// Mean number of requested bytes between two blocks that are told to the tracer; 1 for all, 0 for none.
+    pub const SAMPLE_INTERVAL: &str = "BREAKTRACE_SAMPLE_INTERVAL";
 }
 
 /// What went wrong in the program's heap.
@@ -649,6 +661,8 @@ pub struct Settings {
     pub trim_threshold: Word,
     /// How many bytes more than needed are obtained at a time.
     pub top_pad: Word,
+    /// Mean number of requested bytes between two samples; 1 when every block is one, 0 for none.
+    pub sample_interval: Word,
 }
 
 /// One heap error.

@@ -25,6 +25,7 @@ use crate::stats_page::FoundBy;
 use crate::stats_page::HeapErrorKind;
 use crate::stats_page::Policy;
 use crate::stats_page::SMALL_CLASSES;
+use crate::stats_page::Word;
 
 /// Most blocks of a class in a cache.
 const fn most_blocks(class: usize) -> usize {
@@ -97,7 +98,7 @@ struct MediumBin {
     chunks: [Medium; MEDIUM_DEPTH],
 }
 
-/// See the module's description. Zero bytes are an empty cache, but for `secret`, `arena` and `capacity`.
+/// See the module's description. Zero bytes are an empty cache, but for what [`Cache::begin`] sets.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Cache {
@@ -111,6 +112,11 @@ pub struct Cache {
     given_back: usize,
     /// Bytes in use that were told last.
     told: i64,
+    /// With so many bytes requested, the next block is a sample; never with the largest number. Other threads store it only
+    /// when the set-up changes.
+    pub(crate) sample_at: Word,
+    /// State of the generator of random numbers.
+    pub(crate) random: Word,
     impatience: u32,
     capacity: [u16; SMALL_CLASSES],
     slots: [usize; SLOTS],
@@ -137,6 +143,7 @@ impl Cache {
     pub(crate) fn begin(&mut self, secret: u64, arena: *mut Arena) {
         self.secret = secret;
         self.arena = arena;
+        self.sample_at.set(u64::MAX);
         self.capacity = [FIRST_CAPACITY; SMALL_CLASSES];
     }
 

@@ -7,7 +7,8 @@
 //!  └─────────┴─────────┴─────────┴───────────────────────────┴─────────┘
 //! ```
 //!
-//! *Kind* is the size class of a small block, or one of the constants below. *Data* of a small block: bytes asked for
+//! *Kind* is the size class of a small block, or one of the constants below, with a mark on live blocks that are samples.
+//! *Data* of a small block: bytes asked for
 //! (16 bits), distance to its slab in units of 16 bytes (16 bits); of a medium one: bytes asked for. *Check* depends
 //! on the address and on a secret of the process, so that a header is right at one place only.
 //!
@@ -26,11 +27,15 @@ use core::sync::atomic::Ordering::Relaxed;
 pub(crate) const HEADER_BYTES: usize = 8;
 
 /// Kind of a block that is a chunk of an arena.
-pub(crate) const MEDIUM: u8 = 0xf0;
+pub(crate) const MEDIUM: u8 = 0x80;
 /// Kind of a block that is a mapping of its own.
-pub(crate) const LARGE: u8 = 0xf1;
+pub(crate) const LARGE: u8 = 0x81;
 /// Kind of a block with red zones.
-pub(crate) const GUARDED: u8 = 0xf2;
+pub(crate) const GUARDED: u8 = 0x82;
+
+/// What the kind of a sample has besides. It keeps samples from all short ways: no class is that large.
+const SAMPLE: u8 = 0x40;
+const _: () = assert!(crate::stats_page::SMALL_CLASSES <= SAMPLE as usize);
 
 const LOW_LIVE: u64 = 0xf9;
 const HIGH_LIVE: u64 = 0xf6 << 56;
@@ -151,7 +156,29 @@ impl Header {
     /// The class of a small block, or the kind of another.
     #[inline(always)]
     pub(crate) fn kind(self) -> u8 {
+        self.marked_kind() & !SAMPLE
+    }
+
+    /// The class of a small block that is no sample; anything else is no class.
+    #[inline(always)]
+    pub(crate) fn marked_kind(self) -> u8 {
         (self.0 >> 40 & 0xff) as u8
+    }
+
+    /// Whether a live block is a sample.
+    #[inline(always)]
+    pub(crate) fn is_sample(self) -> bool {
+        self.marked_kind() & SAMPLE != 0
+    }
+
+    /// The same for a block that is a sample.
+    pub(crate) fn as_sample(self) -> Self {
+        Self(self.0 | u64::from(SAMPLE) << 40)
+    }
+
+    /// The same for a block that is no sample.
+    pub(crate) fn as_no_sample(self) -> Self {
+        Self(self.0 & !(u64::from(SAMPLE) << 40))
     }
 
     /// Bytes asked for, of a small block.
@@ -267,6 +294,26 @@ mod tests {
         let again = header.freed().taken(33);
         assert_eq!((again.small_size(), again.slab_distance()), (33, 64));
         assert_eq!(again.state(0x5000, 77), State::Live);
+    }
+
+    #[test]
+    fn a_sample_is_a_live_block_like_any_other_but_for_the_short_ways() {
+        for header in [
+            Header::small(0x5000, 77, 47, 60, 4),
+            Header::other(0x5000, 77, MEDIUM, 5),
+            Header::other(0x5000, 77, LARGE, 0),
+            Header::other(0x5000, 77, GUARDED, 9),
+        ] {
+            let sample = header.as_sample();
+            assert!(sample.is_sample() && !header.is_sample());
+            assert_eq!(sample.state(0x5000, 77), State::Live);
+            assert_eq!(
+                (sample.kind(), sample.data()),
+                (header.kind(), header.data())
+            );
+            assert!(usize::from(sample.marked_kind()) >= crate::stats_page::SMALL_CLASSES);
+            assert_eq!(sample.as_no_sample(), header);
+        }
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub unsafe trait Kernel {
     /// Gives the contents of whole pages back; they read as zero afterwards.
     fn give_back(&self, address: usize, length: usize, cause: Cause) -> bool;
 
-    /// Tells whoever traces the program something that is no memory call.
-    fn announce(&self, page: usize, cause: Cause, value: u64);
+    /// Tells whoever traces the program something that is no memory call. `detail` has at most 56 bits.
+    fn announce(&self, page: usize, cause: Cause, detail: u64, value: u64);
 
     /// Whether the 8 bytes at an address can be read.
     fn is_readable(&self, address: usize) -> bool;

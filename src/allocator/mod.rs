@@ -33,6 +33,7 @@ mod header;
 pub mod kernel;
 mod large;
 mod lock;
+mod sampling;
 mod size_class;
 mod slab;
 #[cfg(test)]
@@ -66,6 +67,9 @@ use lock::Lock;
 use size_class::LARGEST_SMALL;
 use size_class::class_of;
 use size_class::small_bytes;
+
+#[cfg(not(preload))]
+pub(crate) use sampling::EVERY_BLOCK;
 
 use crate::stats_page::Cause;
 use crate::stats_page::Counters;
@@ -125,6 +129,8 @@ pub struct Setup {
     pub top_pad: usize,
     /// Most arenas.
     pub arena_max: usize,
+    /// Mean number of requested bytes between two samples; 1 makes every block one, 0 none.
+    pub sample_interval: usize,
 }
 
 impl Default for Setup {
@@ -137,6 +143,7 @@ impl Default for Setup {
             trim_threshold: None,
             top_pad: 128 << 10,
             arena_max: 16,
+            sample_interval: 0,
         }
     }
 }
@@ -280,6 +287,11 @@ impl<K: Kernel> Heap<K> {
         settings
             .trim_threshold
             .set(setup.trim_threshold.unwrap_or(128 << 10) as u64);
+        let interval = setup.sample_interval as u64;
+        if settings.sample_interval.get() != interval {
+            settings.sample_interval.set(interval);
+            self.begin_sampling_everywhere();
+        }
         self.dynamic.store(
             setup.mmap_threshold.is_none() && setup.trim_threshold.is_none(),
             Relaxed,
@@ -298,6 +310,7 @@ impl<K: Kernel> Heap<K> {
             trim_threshold: fixed.then(|| settings.trim_threshold.get() as usize),
             top_pad: settings.top_pad.get() as usize,
             arena_max: settings.arena_max.get() as usize,
+            sample_interval: settings.sample_interval.get() as usize,
         }
     }
 
@@ -350,6 +363,12 @@ impl<K: Kernel> Heap<K> {
         if size <= LARGEST_SMALL && !cache.is_null() {
             // SAFETY: the caller's promise.
             if let Some(block) = unsafe { (*cache).take_small(class_of(size), size) } {
+                // SAFETY: as above; the block is new.
+                unsafe {
+                    if (*cache).is_sample_due() {
+                        self.sample(&*cache, block, size);
+                    }
+                }
                 return ptr::with_exposed_provenance_mut(block);
             }
         }
@@ -422,9 +441,7 @@ impl<K: Kernel> Heap<K> {
                         self.raw_aligned(cache, alignment, size)
                             .inspect(|_| cache.count_requested(size))
                     };
-                    if block.is_none() {
-                        cache.counters.failed_requests.add(1);
-                    }
+                    self.sample_or_count_failure(cache, block, size);
                     block
                 })
                 .map_or(ptr::null_mut(), ptr::with_exposed_provenance_mut)
@@ -448,11 +465,19 @@ impl<K: Kernel> Heap<K> {
                     self.raw(cache, size, zeroed)
                         .inspect(|_| cache.count_requested(size))
                 };
-                if block.is_none() {
-                    cache.counters.failed_requests.add(1);
-                }
+                self.sample_or_count_failure(cache, block, size);
                 block
             })
+        }
+    }
+
+    /// After a request: makes the block a sample if it is its turn.
+    unsafe fn sample_or_count_failure(&self, cache: &Cache, block: Option<usize>, size: usize) {
+        match block {
+            // SAFETY: the caller owns the cache; the block is new.
+            Some(block) if cache.is_sample_due() => unsafe { self.sample(cache, block, size) },
+            Some(_) => {}
+            None => cache.counters.failed_requests.add(1),
         }
     }
 
@@ -583,7 +608,7 @@ impl<K: Kernel> Heap<K> {
             unsafe {
                 let secret = (*cache).secret;
                 let header = Header::read(address);
-                let class = usize::from(header.kind());
+                let class = usize::from(header.marked_kind());
                 if header.is_live(address, secret) && class < SMALL_CLASSES {
                     let size = header.small_size();
                     if canary_is_right(address + size) && (*cache).give_small(class, address) {
@@ -617,8 +642,14 @@ impl<K: Kernel> Heap<K> {
                 }
                 match self.look_at(block, Some(FoundBy::Free)) {
                     Given::Nothing => {}
-                    Given::Guarded => self.free_guarded(cache, block, FoundBy::Free),
-                    given => {
+                    Given::Guarded => {
+                        self.end_sample(block);
+                        self.free_guarded(cache, block, FoundBy::Free);
+                    }
+                    mut given => {
+                        if self.end_sample(block) {
+                            given.is_no_sample();
+                        }
                         cache.count_released(given.size());
                         self.count_freed(cache, &given);
                         self.raw_free(cache, block, &given);
@@ -846,9 +877,13 @@ impl<K: Kernel> Heap<K> {
                     self.report_unreadable(address, FoundBy::Realloc);
                     return None;
                 }
-                let given = self.look_at(address, Some(FoundBy::Realloc));
+                let mut given = self.look_at(address, Some(FoundBy::Realloc));
                 if matches!(given, Given::Nothing) {
                     return None;
+                }
+                let was_sample = self.end_sample(address);
+                if was_sample {
+                    given.is_no_sample();
                 }
                 let old = match given {
                     Given::Guarded => self.guarded_size(address),
@@ -861,6 +896,10 @@ impl<K: Kernel> Heap<K> {
                         cache.count_released(old - size);
                     }
                     cache.counters.realloc_in_place.add(1);
+                    cache.draw_again_for(old.min(size));
+                    if cache.is_sample_due() {
+                        self.sample(cache, block, size);
+                    }
                     return Some(block);
                 }
                 let new = if guarded {
@@ -871,8 +910,15 @@ impl<K: Kernel> Heap<K> {
                 };
                 let Some(new) = new else {
                     cache.counters.failed_requests.add(1);
+                    if was_sample {
+                        // It lives on, and so does what it stands for.
+                        self.sample(cache, address, old);
+                    }
                     return None;
                 };
+                if cache.is_sample_due() {
+                    self.sample(cache, new, size);
+                }
                 ptr::copy_nonoverlapping(
                     block,
                     ptr::with_exposed_provenance_mut::<u8>(new),
@@ -1041,6 +1087,7 @@ impl<K: Kernel> Heap<K> {
             page.kernel.record_bytes.add_shared(length as u64);
             let cache = ptr::with_exposed_provenance_mut::<Cache>(start);
             (*cache).begin(self.secret(), self.arena_for_new_cache());
+            self.begin_sampling(&*cache, page.cache_count.get());
             (*cache).counters.next.set(page.caches.get());
             page.cache_count.add_shared(1);
             core::sync::atomic::fence(Release);
@@ -1321,6 +1368,7 @@ impl<K: Kernel> Heap<K> {
         self.kernel.announce(
             ptr::from_ref(page).expose_provenance(),
             Cause::HeapError,
+            0,
             number,
         );
         if page.settings.abort_on_error.get() != 0 {
@@ -1422,6 +1470,13 @@ impl<K: Kernel> Heap<K> {
 }
 
 impl Given {
+    /// Takes note that the mark was taken from the block's header.
+    fn is_no_sample(&mut self) {
+        if let Self::Small { header, .. } | Self::Medium { header, .. } = self {
+            *header = header.as_no_sample();
+        }
+    }
+
     /// Bytes asked for.
     fn size(&self) -> usize {
         match *self {

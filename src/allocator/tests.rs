@@ -45,6 +45,9 @@ pub(super) struct TestKernel {
     /// Calls that asked for memory.
     calls: Cell<u64>,
     announced: Cell<u64>,
+    /// Live samples that were told of: address and size.
+    samples: RefCell<std::collections::HashMap<usize, usize>>,
+    sampled: Cell<u64>,
 }
 
 impl Drop for TestKernel {
@@ -77,6 +80,8 @@ impl TestKernel {
             refusals: Cell::new(Refusals::default()),
             calls: Cell::new(0),
             announced: Cell::new(0),
+            samples: RefCell::default(),
+            sampled: Cell::new(0),
         }
     }
 
@@ -266,9 +271,24 @@ unsafe impl Kernel for TestKernel {
         true
     }
 
-    fn announce(&self, _: usize, cause: Cause, _: u64) {
-        assert_eq!(cause, Cause::HeapError);
-        self.announced.set(self.announced.get() + 1);
+    fn announce(&self, _: usize, cause: Cause, detail: u64, value: u64) {
+        let block = value as usize;
+        match cause {
+            Cause::HeapError => self.announced.set(self.announced.get() + 1),
+            Cause::Sampled => {
+                let before = self.samples.borrow_mut().insert(block, detail as usize);
+                assert_eq!(before, None, "a live sample is told of once");
+                self.sampled.set(self.sampled.get() + 1);
+            }
+            Cause::SampleFreed => {
+                let before = self.samples.borrow_mut().remove(&block);
+                assert!(
+                    before.is_some(),
+                    "only samples are told of when they are freed"
+                );
+            }
+            other => panic!("{other:?} is no announcement of a heap"),
+        }
     }
 
     fn is_readable(&self, address: usize) -> bool {
@@ -579,12 +599,29 @@ impl Program {
             assert_eq!(counters.in_use_bytes, in_use as u64);
             assert_eq!(counters.live_blocks, self.blocks.len() as u64);
         }
+        self.check_samples();
         assert!(counters.in_use_peak_bytes >= counters.in_use_bytes);
         assert!(counters.obtained_peak_bytes >= counters.obtained_bytes);
         assert_eq!(
             counters.block_overhead_bytes + counters.record_bytes,
             counters.overhead_bytes
         );
+    }
+
+    /// What was told of samples is what the program holds.
+    #[track_caller]
+    fn check_samples(&self) {
+        let samples = self.kernel().samples.borrow();
+        match self.heap.setup().sample_interval {
+            0 => assert!(samples.is_empty()),
+            1 => assert_eq!(*samples, self.held().collect()),
+            _ => {
+                for (block, size) in samples.iter() {
+                    let end = self.ends.get(block).copied();
+                    assert_eq!(end, Some(block + (*size).max(1)), "{block:#x}");
+                }
+            }
+        }
     }
 
     #[track_caller]
@@ -727,6 +764,80 @@ fn random_requests_with_guard_keep_everything_in_order() {
     let mut program = Program::new(&setup);
     program.run(21, STEPS / 2);
     program.free_all();
+    program.check();
+}
+
+#[test]
+fn every_sample_is_told_of_when_it_is_handed_out_and_when_it_is_freed() {
+    for (seed, interval) in [(31, 1), (32, 300), (33, 100_000)] {
+        for guard in [false, true] {
+            let setup = Setup {
+                sample_interval: interval,
+                guard,
+                ..Setup::default()
+            };
+            let threads = if guard { 1 } else { 3 };
+            let mut program = Program::with_threads(&setup, threads);
+            program.run(seed, STEPS / 4);
+            assert!(interval > 1 || program.kernel().sampled.get() > 0);
+            program.free_all();
+            program.check();
+            assert_eq!(*program.kernel().samples.borrow(), [].into());
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes an interpreter too long")]
+#[expect(clippy::cast_precision_loss, reason = "sums of test values")]
+fn samples_stand_for_what_was_requested_whatever_the_sizes() {
+    let interval = 20_000;
+    let setup = Setup {
+        sample_interval: interval,
+        ..Setup::default()
+    };
+    let mut program = Program::new(&setup);
+    let mut estimates = [0.0; 3];
+    let sizes = [24, 3_000, 150_000];
+    let counts = [100_000, 4_000, 400];
+    for ((estimate, size), count) in estimates.iter_mut().zip(sizes).zip(counts) {
+        for _ in 0..count {
+            let before = program.kernel().sampled.get();
+            program.malloc(size);
+            if program.kernel().sampled.get() > before {
+                let chance = 1.0 - f64::exp(-(size as f64) / interval as f64);
+                *estimate += size as f64 / chance;
+            }
+            program.free_by(0, 0);
+        }
+    }
+    for ((estimate, size), count) in estimates.iter().zip(sizes).zip(counts) {
+        let truth = (size * count) as f64;
+        // Some hundred samples each: five standard errors are a quarter at most. The numbers are the same in each run.
+        assert!(
+            (estimate / truth - 1.0).abs() < 0.25,
+            "{size}: {}",
+            estimate / truth
+        );
+    }
+}
+
+#[test]
+fn a_sample_that_cannot_be_resized_stays_one() {
+    let setup = Setup {
+        sample_interval: 1,
+        ..Setup::default()
+    };
+    let mut program = Program::new(&setup);
+    let block = program.malloc(100);
+    // SAFETY: the block is live; it is used on, as nothing is handed out.
+    let resized = unsafe {
+        let block = ptr::with_exposed_provenance_mut(block);
+        program
+            .heap
+            .resize(program.cache(0), block, LARGEST_REQUEST - 1)
+    };
+    assert!(resized.is_null());
     program.check();
 }
 

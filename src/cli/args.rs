@@ -371,10 +371,41 @@ pub(super) struct AllocatorOptions {
     #[arg(long)]
     pub(super) guard: bool,
 
+    /// Record the call stacks of blocks, one for every so many bytes requested; 1 records every block
+    ///
+    /// The report then tells by call path what was requested and what was never freed, and for heap errors where the
+    /// block was allocated (with 1 also where it was freed). Units are B, KiB, MiB, GiB. Needs --allocator bundled.
+    #[arg(long, value_name = "BYTES", value_parser = interval)]
+    pub(super) sample_allocations: Option<u64>,
+
     /// What happens to the program when it misuses its heap
     #[arg(long, value_name = "ACTION")]
     pub(super) on_heap_error: Option<OnHeapError>,
 }
+
+/// An interval in bytes: `512KiB`, `1`.
+fn interval(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit: u64 = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => {
+            return Err("write bytes as a whole number, if need be with KiB, MiB or GiB".to_owned());
+        }
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "write bytes as a whole number, if need be with KiB, MiB or GiB".to_owned())?;
+    number
+        .checked_mul(unit)
+        .filter(|interval| (1..=MOST_INTERVAL).contains(interval))
+        .ok_or_else(|| "from 1 byte (every block) to 1 TiB".to_owned())
+}
+
+/// The largest interval between samples, in bytes.
+const MOST_INTERVAL: u64 = 1 << 40;
 
 fn allocator(word: OsString) -> Allocator {
     match word.to_str() {

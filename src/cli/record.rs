@@ -54,8 +54,17 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
         stdout: None,
     };
     let options = arguments.record;
+    if arguments.allocator.sample_allocations.is_some() && options.stacks == args::Stacks::Off {
+        return Err(Failure::new(
+            "samples of allocations are told apart by their call stacks, and --stacks off records none",
+        )
+        .hint("leave --stacks away, or --sample-allocations")
+        .code(super::USAGE));
+    }
     let session = Session::prepare(&options).map_err(own_failure)?;
-    let mut tracer = match Tracer::launch(&launch, tracer_options(&options)) {
+    let mut tracing = tracer_options(&options);
+    tracing.sample_interval = arguments.allocator.sample_allocations;
+    let mut tracer = match Tracer::launch(&launch, tracing) {
         Ok(tracer) => tracer,
         Err(error) => return Err(session.abandon(launch_failure(&error))),
     };
@@ -132,7 +141,12 @@ fn allocator_settings(options: &AllocatorOptions) -> Result<Vec<(OsString, OsStr
     let on_error = options
         .on_heap_error
         .map(|action| (stats_page::environment::ON_HEAP_ERROR, action.name()));
+    let interval = options.sample_allocations.map(|interval| {
+        let name = stats_page::environment::SAMPLE_INTERVAL;
+        (name, interval.to_string())
+    });
     for (option, is_given) in [
+        ("--sample-allocations", interval.is_some()),
         ("--heap-policy", policy.is_some()),
         ("--guard", guard.is_some()),
         ("--on-heap-error", on_error.is_some()),
@@ -149,6 +163,7 @@ fn allocator_settings(options: &AllocatorOptions) -> Result<Vec<(OsString, OsStr
         .into_iter()
         .flatten()
         .map(|(name, value)| (name.into(), value.into()))
+        .chain(interval.map(|(name, value)| (name.into(), value.into())))
         .collect())
 }
 

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::event::StackId;
 use crate::stats_page;
 use crate::stats_page::COUNTERS;
 use crate::stats_page::Counters;
@@ -55,7 +54,9 @@ impl AllocatorCause {
             Cause::Eager => Self::Eager,
             Cause::Records => Self::Records,
             Cause::Release => Self::Release,
-            Cause::Announce | Cause::HeapError => return None,
+            Cause::Announce | Cause::HeapError | Cause::Sampled | Cause::SampleFreed => {
+                return None;
+            }
         })
     }
 }
@@ -82,6 +83,9 @@ pub struct AllocatorSetup {
     pub top_pad_bytes: u64,
     /// Most arenas.
     pub arena_max: u32,
+    /// Mean number of requested bytes between two blocks that are samples; 1 when every block is one, 0 for none.
+    #[serde(default)]
+    pub sample_interval_bytes: u64,
 }
 
 /// Why a program has not the allocator that was asked for, or why its figures cannot be read.
@@ -200,12 +204,6 @@ pub struct HeapError {
     /// Thread that noticed; `null` when found from outside. Events write it beside a `tid` of their own.
     #[serde(rename = "thread")]
     pub tid: Option<u32>,
-    /// Where the block was allocated; absent unless the block was a sample.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub allocated_stack: Option<StackId>,
-    /// Where the block was freed; absent unless it was, and was a sample.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub freed_stack: Option<StackId>,
 }
 
 /// A block that was chosen as a sample.

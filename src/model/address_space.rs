@@ -241,6 +241,9 @@ impl AddressSpace {
             detail.growth.end(held);
         }
         self.state = State::Ended(time, self.extent());
+        if let Some(allocator) = &mut self.allocator {
+            allocator.samples.settle();
+        }
         self.regions.clear();
         if let Some(detail) = &mut self.detail {
             detail.break_steps.shrink();
@@ -812,6 +815,8 @@ impl AddressSpace {
                     .heap_error(event.time, event.pid, *error, stack);
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
+            EventKind::BlockSampled(block) => self.allocator().samples.sampled(*block, stack),
+            EventKind::SampleFreed { address } => self.allocator().samples.freed(*address, stack),
             _ => {}
         }
     }

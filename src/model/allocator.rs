@@ -3,6 +3,7 @@
 use super::growth::Owner;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
+use super::samples::SampleLog;
 use crate::event::AllocatorAbsence;
 use crate::event::AllocatorChoice;
 use crate::event::AllocatorFigures;
@@ -220,6 +221,7 @@ pub(super) struct Allocator {
     classes: Vec<ClassReading>,
     error_counts: [u64; ERROR_KINDS.len()],
     errors: Vec<FoundHeapError>,
+    pub(super) samples: SampleLog,
     walk: Option<HeapWalk>,
     checks: AllocatorChecks,
 }
@@ -242,6 +244,7 @@ impl Allocator {
             classes: Vec::new(),
             error_counts: [0; ERROR_KINDS.len()],
             errors: Vec::new(),
+            samples: SampleLog::default(),
             walk: None,
             checks: AllocatorChecks::default(),
         }
@@ -258,6 +261,7 @@ impl Allocator {
             baseline,
             traced: self.traced,
             at_start: self.last,
+            samples: self.samples.forked(),
             ..Self::new(false)
         }
     }
@@ -280,11 +284,14 @@ impl Allocator {
             *count += u64::from(*kind == error.kind);
         }
         if self.errors.len() < MOST_ERRORS {
+            let history = self.samples.history(error.address);
             self.errors.push(FoundHeapError {
                 time_ns: time,
                 pid,
                 error,
                 stack,
+                allocated_stack: history.allocated,
+                freed_stack: history.freed,
             });
         }
     }
@@ -419,6 +426,7 @@ impl Allocator {
         self.classes = Vec::new();
         self.errors.truncate(1);
         self.errors.shrink_to_fit();
+        self.samples.drop_detail();
         self.checks.differences.truncate(1);
         self.checks.differences.shrink_to_fit();
         if let Some(walk) = &mut self.walk {
@@ -428,6 +436,7 @@ impl Allocator {
 
     pub(super) fn report(&self, choice: &AllocatorChoice) -> AllocatorReport {
         AllocatorReport {
+            samples: self.samples.report(),
             name: match (choice, &self.setup) {
                 (AllocatorChoice::Library(path), None) => path.clone(),
                 _ => BUNDLED.to_owned(),

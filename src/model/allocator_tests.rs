@@ -65,6 +65,7 @@ impl Story {
             trim_threshold_bytes: 128 * KIB,
             top_pad_bytes: 128 * KIB,
             arena_max: 8,
+            sample_interval_bytes: 0,
         }));
     }
 
@@ -372,8 +373,6 @@ fn every_heap_error_counts_and_the_first_are_kept() {
             size_bytes: Some(24),
             changed: None,
             tid: Some(10),
-            allocated_stack: None,
-            freed_stack: None,
         }));
     }
     let errors = story.allocator_of(1).heap_errors;
@@ -506,8 +505,6 @@ fn the_log_of_an_allocator_replayed_gives_the_same_report() {
         size_bytes: None,
         changed: None,
         tid: None,
-        allocated_stack: None,
-        freed_stack: None,
     }));
     story.read(ReadingMoment::End, one_call());
     story.event(EventKind::RecordingEnded {

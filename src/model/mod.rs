@@ -15,6 +15,7 @@ mod process;
 mod program_break;
 mod programs;
 mod regions;
+mod samples;
 mod stacks;
 mod steps;
 mod timeline;
@@ -248,13 +249,19 @@ impl Recorder {
                 .iter_mut()
                 .flat_map(|allocator| &mut allocator.heap_errors.kept)
             {
-                let error = &mut found.error;
-                for stack in [&mut error.allocated_stack, &mut error.freed_stack] {
-                    *stack = stack.and_then(|id| self.stacks.resolve(id));
-                    named.extend(*stack);
-                }
                 named.extend(found.stack);
+                named.extend(found.allocated_stack);
+                named.extend(found.freed_stack);
             }
+            let samples = space
+                .allocator
+                .iter()
+                .flat_map(|allocator| &allocator.samples);
+            named.extend(
+                samples
+                    .flat_map(|samples| &samples.by_stack)
+                    .filter_map(|one| one.stack),
+            );
         }
         Some(self.stacks.report(&named))
     }

@@ -6,6 +6,7 @@ use core::sync::atomic::AtomicU32;
 use super::libc;
 use crate::allocator::kernel::Kernel;
 use crate::stats_page::Cause;
+use crate::stats_page::DETAIL;
 use crate::stats_page::SIGNATURE;
 
 #[cfg(target_arch = "x86_64")]
@@ -189,7 +190,8 @@ unsafe impl Kernel for Linux {
         .is_some()
     }
 
-    fn announce(&self, page: usize, cause: Cause, value: u64) {
+    fn announce(&self, page: usize, cause: Cause, detail: u64, value: u64) {
+        let cause = cause as u64 | detail << DETAIL;
         call(
             number::MADVISE,
             [page, 0, DONTNEED, cause as usize, value as usize, SIGN],

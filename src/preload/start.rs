@@ -48,7 +48,7 @@ fn begin_now() {
         }
         if HEAP.begin(page, HEAP.kernel.secret(), &setup) {
             SET_UP.store(!known.is_null(), Relaxed);
-            HEAP.kernel.announce(at, Cause::Announce, at as u64);
+            HEAP.kernel.announce(at, Cause::Announce, 0, at as u64);
         }
     }
 }
@@ -77,6 +77,9 @@ extern "C" fn constructor(_: i32, _: *const *const c_char, environment: *const *
             thread::give_up_cache();
         }
         SET_UP.store(true, Relaxed);
+        // Whoever traces the program knows the set-up from before.
+        let page = core::ptr::from_ref(HEAP.page()).addr();
+        HEAP.kernel.announce(page, Cause::Announce, 0, page as u64);
     }
 }
 
@@ -137,6 +140,8 @@ fn apply(setup: &mut Setup, variable: &[u8]) {
             setup.top_pad = number.min(1 << 30);
         } else if is(environment::ARENA_MAX) {
             setup.arena_max = number;
+        } else if is(environment::SAMPLE_INTERVAL) {
+            setup.sample_interval = number;
         }
     }
 }

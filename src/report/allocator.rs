@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Samples;
 use crate::event::AllocatorAbsence;
 use crate::event::AllocatorCause;
 use crate::event::AllocatorFigures;
@@ -41,6 +42,9 @@ pub struct AllocatorReport {
     pub classes: Vec<ClassReading>,
     /// Errors found in the program's use of its heap.
     pub heap_errors: HeapErrors,
+    /// What samples of its blocks tell; `null` where none were taken.
+    #[serde(default)]
+    pub samples: Option<Samples>,
     /// The heap as looked through from outside at the end; `null` when that was not done.
     pub walk: Option<HeapWalk>,
     /// How the allocator's account compared with the kernel's.
@@ -98,6 +102,12 @@ pub struct FoundHeapError {
     /// The call stack of the thread that noticed; `null` when it was not recorded, or found from outside.
     #[serde(default)]
     pub stack: Option<StackId>,
+    /// Where the block was allocated; `null` when not known: the block was no sample (`--sample-allocations`).
+    #[serde(default)]
+    pub allocated_stack: Option<StackId>,
+    /// Where the block was freed; `null` when it was not, or it is not known: only where every block is a sample.
+    #[serde(default)]
+    pub freed_stack: Option<StackId>,
 }
 
 /// How the allocator's account of its memory calls compared with those that were traced, and whether its figures add

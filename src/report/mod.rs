@@ -9,6 +9,7 @@ mod comparison;
 mod culprit;
 mod focus;
 mod json;
+mod samples;
 #[cfg(test)]
 mod schema;
 mod stacks;
@@ -38,6 +39,10 @@ pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
 pub use json::from_json;
 pub use json::to_json;
+pub use samples::SampleSum;
+pub use samples::SampledPath;
+pub use samples::SampledStack;
+pub use samples::Samples;
 pub use stacks::CallPath;
 pub use stacks::Culprit;
 pub use stacks::Growth;

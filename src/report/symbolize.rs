@@ -10,6 +10,8 @@ use super::CallPath;
 use super::Culprit;
 use super::Growth;
 use super::Report;
+use super::SampledPath;
+use super::Samples;
 use super::StackFrame;
 use super::StackGrowth;
 use super::StackModule;
@@ -46,6 +48,13 @@ pub fn name_culprits(report: &mut Report) {
     let paths = find_culprits(stacks);
     for space in &mut report.address_spaces {
         space.call_paths = call_paths(&space.growth, &paths);
+        if let Some(samples) = space
+            .allocator
+            .as_mut()
+            .and_then(|allocator| allocator.samples.as_mut())
+        {
+            samples.paths = sampled_paths(samples, &paths);
+        }
     }
 }
 
@@ -295,6 +304,59 @@ fn call_paths(growth: &[StackGrowth], paths: &HashMap<StackId, StackPath>) -> Ve
         let sum = rest.get_or_insert_with(nobody);
         sum.stacks.extend(small.stacks);
         add(sum, small.program_break, small.anonymous);
+    }
+    all.extend(rest);
+    for path in &mut all {
+        path.stacks.sort_unstable();
+    }
+    all
+}
+
+/// Samples by call path, as [`call_paths`] for growth: those with most live bytes first, of equals those that requested
+/// most.
+fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<SampledPath> {
+    let mut by_steps: BTreeMap<&[(String, String)], SampledPath> = BTreeMap::new();
+    let mut rest: Option<SampledPath> = None;
+    let add = |sum: &mut SampledPath, stack: Option<StackId>, requested, live| {
+        sum.stacks.extend(stack);
+        sum.requested.add(requested);
+        sum.live.add(live);
+    };
+    for one in &samples.by_stack {
+        let path = one
+            .stack
+            .and_then(|id| paths.get(&id))
+            .filter(|path| !path.steps.is_empty());
+        let sum = match path {
+            Some(path) => {
+                let sum = by_steps.entry(&path.steps).or_insert_with(|| SampledPath {
+                    culprit: path.function.clone(),
+                    path: path.steps.iter().map(|(text, _)| text.clone()).collect(),
+                    ..SampledPath::default()
+                });
+                same_line_or_none(sum.culprit.as_mut(), path.function.as_ref());
+                sum
+            }
+            None => rest.get_or_insert_default(),
+        };
+        add(sum, one.stack, one.requested, one.live);
+    }
+    let mut all: Vec<SampledPath> = by_steps.into_values().collect();
+    all.sort_by(|one, other| {
+        let size = |path: &SampledPath| (path.live, path.requested);
+        size(other)
+            .cmp(&size(one))
+            .then_with(|| one.path.cmp(&other.path))
+            .then_with(|| one.stacks.cmp(&other.stacks))
+    });
+    for small in all.drain(MOST_CALL_PATHS.min(all.len())..) {
+        let sum = rest.get_or_insert_default();
+        sum.stacks.extend(small.stacks);
+        add(sum, None, small.requested, small.live);
+    }
+    if samples.left_out_requested.samples > 0 || samples.left_out_live.samples > 0 {
+        let sum = rest.get_or_insert_default();
+        add(sum, None, samples.left_out_requested, samples.left_out_live);
     }
     all.extend(rest);
     for path in &mut all {

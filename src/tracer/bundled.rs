@@ -13,6 +13,7 @@ use super::library;
 use super::proc;
 use super::stats_reader::ReadError;
 use super::stats_reader::Reader;
+use crate::allocator::EVERY_BLOCK;
 use crate::allocator::walk::Walk;
 use crate::event::AbsenceReason;
 use crate::event::AllocatorAbsence;
@@ -23,6 +24,7 @@ use crate::event::FoundBy;
 use crate::event::HeapError;
 use crate::event::HeapWalk;
 use crate::event::ReadingMoment;
+use crate::event::SampledBlock;
 use crate::event::SizeCount;
 use crate::event::SpaceId;
 use crate::mapping;
@@ -287,10 +289,42 @@ impl Tracer {
             None => Vec::new(),
             Some(Signed::Page(page)) => self.page_found(tid, space, page),
             Some(Signed::HeapError) => self.read_bundled_errors(tid, space),
+            Some(Signed::Sampled {
+                address,
+                size_bytes,
+            }) => {
+                vec![EventKind::BlockSampled(SampledBlock {
+                    address: Address(address),
+                    size_bytes,
+                    interval_bytes: self.sample_interval(space),
+                })]
+            }
+            Some(Signed::SampleFreed { address }) => vec![EventKind::SampleFreed {
+                address: Address(address),
+            }],
             Some(Signed::Call(_)) if changed_memory(finished) => {
                 self.read_bundled_at_call(tid, space)
             }
             Some(Signed::Call(_)) => Vec::new(),
+        }
+    }
+
+    /// Mean number of requested bytes between two samples of an address space's allocator; 0 when not known.
+    fn sample_interval(&self, space: SpaceId) -> u64 {
+        self.tracees
+            .spaces
+            .get(&space)
+            .and_then(|space| space.bundled.setup.as_ref())
+            .map_or(0, |setup| setup.sample_interval_bytes)
+    }
+
+    /// Whether what the allocator tells is to be recorded with the stack that it comes from.
+    pub(super) fn wants_stack_of(&self, space: SpaceId, kind: &EventKind) -> bool {
+        match kind {
+            EventKind::HeapError(_) | EventKind::BlockSampled(_) => true,
+            // Where a block was freed is of use only if that of every block is known.
+            EventKind::SampleFreed { .. } => self.sample_interval(space) == EVERY_BLOCK,
+            _ => false,
         }
     }
 
@@ -514,8 +548,6 @@ fn seen_in_heap(walk: &Walk) -> Vec<EventKind> {
             size_bytes: damage.size,
             changed: Some(Address(damage.changed)),
             tid: None,
-            allocated_stack: None,
-            freed_stack: None,
         })
     });
     let stopped = walk

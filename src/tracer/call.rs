@@ -15,6 +15,7 @@ use crate::event::Protection;
 use crate::event::RemapFlags;
 use crate::mapping;
 use crate::stats_page::Cause;
+use crate::stats_page::DETAIL;
 use crate::stats_page::SIGNATURE;
 use crate::units::Address;
 
@@ -39,6 +40,32 @@ pub(super) enum Signed {
     Page(u64),
     /// It has recorded a heap error.
     HeapError,
+    /// It has handed out a block that is a sample.
+    Sampled { address: u64, size_bytes: u64 },
+    /// A sample is freed, or resized.
+    SampleFreed { address: u64 },
+}
+
+impl Signed {
+    /// Whether it is no memory call at all.
+    pub(super) fn is_announcement(self) -> bool {
+        !matches!(self, Self::Call(_))
+    }
+}
+
+/// What a signed madvise call tells that is no memory call.
+fn announcement(cause: u64, value: u64) -> Option<Signed> {
+    let detail = cause >> DETAIL;
+    match Cause::from_number(cause & ((1 << DETAIL) - 1))? {
+        Cause::Announce if detail == 0 => Some(Signed::Page(value)),
+        Cause::HeapError if detail == 0 => Some(Signed::HeapError),
+        Cause::Sampled => Some(Signed::Sampled {
+            address: value,
+            size_bytes: detail,
+        }),
+        Cause::SampleFreed if detail == 0 => Some(Signed::SampleFreed { address: value }),
+        _ => None,
+    }
 }
 
 /// A stretch of addresses.
@@ -127,11 +154,7 @@ impl Pending {
             request_bytes: None,
         });
         match self.call {
-            Call::Madvise => match Cause::from_number(cause) {
-                Some(Cause::Announce) => Some(Signed::Page(value)),
-                Some(Cause::HeapError) => Some(Signed::HeapError),
-                _ => told,
-            },
+            Call::Madvise => announcement(cause, value).or(told),
             Call::Brk | Call::Munmap => told,
             // The offset of other mappings means something.
             Call::Mmap if MapFlags(low(self.arguments[3])).is_private_anonymous() => Some(no_room),
@@ -182,7 +205,7 @@ impl Pending {
         };
         let [first, second, third, fourth, fifth, sixth] = self.arguments;
         let signed = self.signed();
-        if matches!(signed, Some(Signed::Page(_) | Signed::HeapError)) {
+        if signed.is_some_and(Signed::is_announcement) {
             return Finished::Nothing;
         }
         // The signature is none of the program's business.
@@ -471,6 +494,14 @@ mod tests {
         for (cause, told) in [
             (Cause::Announce, Signed::Page(0x7000)),
             (Cause::HeapError, Signed::HeapError),
+            (Cause::SampleFreed, Signed::SampleFreed { address: 0x7000 }),
+            (
+                Cause::Sampled,
+                Signed::Sampled {
+                    address: 0x7000,
+                    size_bytes: 0,
+                },
+            ),
         ] {
             let arguments = [0x7000, 0, 4, cause as u64, 0x7000, SIGNATURE];
             let pending = native(libc::SYS_madvise, arguments);

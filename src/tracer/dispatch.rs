@@ -230,7 +230,7 @@ impl Tracer {
         let heard = self.heard_from_bundled(tid, space, &pending, &finished);
         let by_allocator = match pending.signed() {
             Some(Signed::Call(call)) => Some(call),
-            Some(Signed::Page(_) | Signed::HeapError) | None => None,
+            Some(_) | None => None,
         };
         let stack = self.walk_stack(tid, space, &finished, &heard);
         let told = |stack| Told {
@@ -267,6 +267,8 @@ impl Tracer {
         heard: &[EventKind],
     ) -> Option<Walked> {
         let pid = self.tracees.threads.get(&tid)?.pid;
+        let is_report = self.stacks.wants_reports()
+            && heard.iter().any(|kind| self.wants_stack_of(space, kind));
         let space = self
             .tracees
             .spaces
@@ -281,7 +283,6 @@ impl Tracer {
             }
             Finished::AdviceTo { .. } | Finished::Nothing => false,
         };
-        let is_report = self.stacks.wants_reports() && heard.iter().any(has_stack);
         (is_wanted || is_report)
             .then(|| self.stacks.walk(tid, pid, &mut space.code))
             .flatten()
@@ -352,7 +353,7 @@ impl Tracer {
             Finished::Nothing => {}
         }
         for kind in told.heard {
-            let stack = told.stack.filter(|_| has_stack(&kind));
+            let stack = told.stack.filter(|_| self.wants_stack_of(space, &kind));
             self.record_in_order(tid, space, kind, None, stack);
         }
         self.release_delayed(tid);
@@ -835,14 +836,6 @@ impl Tracer {
             _ => {}
         }
     }
-}
-
-/// Whether an event among what the allocator tells is about the thread's own doing.
-fn has_stack(kind: &EventKind) -> bool {
-    matches!(
-        kind,
-        EventKind::HeapError(_) | EventKind::BlockSampled(_) | EventKind::SampleFreed { .. }
-    )
 }
 
 /// Whether a call changed what code lies where.

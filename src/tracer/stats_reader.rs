@@ -273,6 +273,7 @@ fn setup(page: &Page, address: u64) -> AllocatorSetup {
         trim_threshold_bytes: settings.trim_threshold.get(),
         top_pad_bytes: settings.top_pad.get(),
         arena_max: settings.arena_max.get(),
+        sample_interval_bytes: settings.sample_interval.get(),
     }
 }
 
@@ -289,8 +290,6 @@ fn heap_error(record: &ErrorRecord, number: u64) -> Option<HeapError> {
         size_bytes: (size != u64::MAX).then_some(size),
         changed: (changed != 0).then_some(Address(changed)),
         tid: u32::try_from(record.tid.get()).ok(),
-        allocated_stack: None,
-        freed_stack: None,
     })
 }
 

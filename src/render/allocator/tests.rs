@@ -48,6 +48,7 @@ fn setup() -> AllocatorSetup {
         trim_threshold_bytes: 128 * KIB,
         top_pad_bytes: 128 * KIB,
         arena_max: 8,
+        sample_interval_bytes: 0,
     }
 }
 
@@ -122,6 +123,7 @@ fn account(counters: Counters) -> AllocatorReport {
         figures: AllocatorFigures(counters),
     };
     AllocatorReport {
+        samples: None,
         setup: Some(setup()),
         last: Some(moment.clone()),
         largest: Some(moment),
@@ -163,6 +165,7 @@ fn account(counters: Counters) -> AllocatorReport {
 
 fn unheard(name: &str) -> AllocatorReport {
     AllocatorReport {
+        samples: None,
         name: name.into(),
         setup: None,
         absence: None,
@@ -231,6 +234,8 @@ fn bundled_large_blocks() -> Report {
 fn heap_error(kind: HeapErrorKind, changed: Option<u64>) -> FoundHeapError {
     const BLOCK: u64 = 0x5581_3b2a_c2a0;
     FoundHeapError {
+        allocated_stack: None,
+        freed_stack: None,
         time_ns: Timestamp(12_000_000),
         pid: 4_711,
         stack: None,
@@ -242,8 +247,6 @@ fn heap_error(kind: HeapErrorKind, changed: Option<u64>) -> FoundHeapError {
             size_bytes: Some(24),
             changed: changed.map(|offset| Address(BLOCK.wrapping_add(offset))),
             tid: Some(4_711),
-            allocated_stack: None,
-            freed_stack: None,
         },
     }
 }
@@ -277,6 +280,7 @@ fn heap_errors() -> Report {
 fn absent() -> Report {
     let mut report = program(&["static-one"], &[132 * 1_024]);
     main(&mut report).allocator = Some(AllocatorReport {
+        samples: None,
         absence: Some(absence()),
         ..unheard("bundled")
     });
@@ -456,6 +460,7 @@ fn programs_that_ran_without_it_are_counted_with_the_reason() {
         add_process(&mut report, pid, &["busybox"], &[4_096]);
         let space = report.address_spaces.last_mut().unwrap();
         space.allocator = Some(AllocatorReport {
+            samples: None,
             absence: Some(absence()),
             ..unheard("bundled")
         });
