@@ -392,7 +392,9 @@ fn interval(text: &str) -> Result<u64, String> {
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
         _ => {
-            return Err("write bytes as a whole number, if need be with KiB, MiB or GiB".to_owned());
+            return Err(
+                "write bytes as a whole number, if need be with KiB, MiB or GiB".to_owned(),
+            );
         }
     };
     let number: u64 = digits

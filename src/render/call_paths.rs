@@ -30,6 +30,19 @@ const SMALLEST_BRANCH: f64 = 0.01;
 const MOST_BRANCHES: usize = 12;
 /// Columns of a function's name in a path before its middle is left out.
 const LONGEST_NAME: usize = 48;
+/// What calls `main`, and the first function of a thread, in glibc.
+const STARTS: [&str; 8] = [
+    "__libc_start_call_main",
+    "__libc_start_main_impl",
+    "__libc_start_main",
+    "_start",
+    "start_thread",
+    "clone3",
+    "__clone3",
+    "clone",
+];
+/// Functions of a stack that are told in a sentence.
+const CHAIN: usize = 5;
 /// What stands for memory that no recorded stack made.
 const NOBODY: &str = "no stack: there before, or not recorded";
 
@@ -202,7 +215,7 @@ fn grower(path: &CallPath) -> Vec<Cell> {
             returned => Cell::of(Tone::Shrinkage, &bytes_less(returned)),
         },
         Cell::plain(of),
-        Cell::plain(way(path)),
+        Cell::plain(way(path.culprit.as_ref(), &path.path)),
     ]
 }
 
@@ -215,27 +228,38 @@ fn bytes_less(bytes: u64) -> String {
 }
 
 /// The culprit and its callers, on one line.
-fn way(path: &CallPath) -> String {
-    let Some(culprit) = &path.culprit else {
+pub(super) fn way(culprit: Option<&Function>, path: &[String]) -> String {
+    let Some(culprit) = culprit else {
         return NOBODY.to_owned();
     };
     let first = match (&culprit.file, culprit.line) {
         (Some(_), Some(_)) => name_and_line(culprit, None),
         _ => path
-            .path
             .first()
             .map_or_else(|| short(&culprit.name), |step| short_step(step)),
     };
-    let callers = path.path.iter().skip(1).map(|step| {
-        let name = step
-            .rsplit_once(" (")
-            .map_or(step.as_str(), |(name, _)| name);
-        short(name)
-    });
+    let names: Vec<&str> = path.iter().map(|step| name_of(step)).collect();
+    let callers = names[..without_start(&names)]
+        .iter()
+        .skip(1)
+        .copied()
+        .map(short);
     std::iter::once(first)
         .chain(callers)
         .collect::<Vec<_>>()
         .join(" ← ")
+}
+
+/// The function's name in a step of a call path, `function (file)`.
+fn name_of(step: &str) -> &str {
+    step.rsplit_once(" (").map_or(step, |(name, _)| name)
+}
+
+/// How many functions there are without those outside of `main`, or of a thread's first function, by which every stack
+/// begins; the innermost stays in any case.
+fn without_start(names: &[&str]) -> usize {
+    let first = names.iter().rposition(|name| !STARTS.contains(name));
+    first.map_or(names.len().min(1), |index| index + 1)
 }
 
 /// A step of a call path, `function (file)`, with the function's name shortened.
@@ -461,6 +485,41 @@ pub(super) fn largest_stacks(report: &Report, space: &SpaceReport) -> Vec<Line> 
         lines.extend(stack_lines);
     }
     lines
+}
+
+/// The culprit of a stack and the nearest of its callers, with their lines: `free_all (a.c:12) ← main (a.c:40)`; `None`
+/// when the stack was not recorded, or has nobody to name.
+pub(super) fn chain(report: &Report, stack: Option<StackId>) -> Option<String> {
+    let stacks = report.stacks.as_ref()?;
+    let stack = find(stacks, stack?)?;
+    let culprit = stack.culprit?;
+    let mut names = Vec::new();
+    let mut plain = Vec::new();
+    for depth in culprit.depth as usize..stack.frames.len() {
+        let Some(frame) = frame_at(stacks, stack, depth) else {
+            continue;
+        };
+        let module = module_of(stacks, frame);
+        if frame.functions.is_empty() {
+            names.push(unnamed(frame, module));
+            plain.push("");
+        }
+        let first = if depth == culprit.depth as usize {
+            culprit.function as usize
+        } else {
+            0
+        };
+        for function in frame.functions.iter().skip(first) {
+            names.push(name_and_line(function, module));
+            plain.push(function.name.as_str());
+        }
+    }
+    names.truncate(without_start(&plain));
+    if names.len() > CHAIN {
+        names.truncate(CHAIN - 1);
+        names.push("…".to_owned());
+    }
+    (!names.is_empty()).then(|| names.join(" ← "))
 }
 
 /// A whole stack, innermost first; empty when it was not recorded.

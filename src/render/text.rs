@@ -19,6 +19,7 @@ use crate::units::ByteSize;
 
 use super::TextOptions;
 use super::allocator;
+use super::allocator::HeapErrorPart;
 use super::allocator::Paragraph;
 use super::call_paths;
 use super::chart;
@@ -60,6 +61,7 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
         page.allocator(report, space);
         page.section(chart::lines(space, report.end.duration_ns, page.width));
         page.section(call_paths::growers(report, space, page.verbose, page.width));
+        page.section(allocator::samples(space, page.verbose, page.width));
         if page.verbose {
             page.section(call_paths::tree(space, page.width));
             page.section(call_paths::largest_stacks(report, space));
@@ -132,7 +134,12 @@ impl Page {
 
     /// The verdict, what ran, and the sums when there was more than one process.
     fn headlines(&mut self, report: &Report) {
-        self.paragraphs(allocator::heap_errors(report, self.verbose));
+        for part in allocator::heap_errors(report, self.verbose) {
+            match part {
+                HeapErrorPart::Paragraph(paragraph) => self.paragraphs(vec![paragraph]),
+                HeapErrorPart::Stack(lines) => self.lines.extend(lines),
+            }
+        }
         let sentences: Vec<String> = verdict::verdict(report)
             .iter()
             .map(|sentence| format!("breaktrace: {}", words::harmless(sentence)))

@@ -51,8 +51,8 @@ pub struct PathSelection {
 }
 
 impl PathSelection {
-    fn keeps(&self, path: &CallPath) -> bool {
-        let is_through = |word: &String| path.path.iter().any(|step| step.contains(word.as_str()));
+    fn keeps(&self, path: &[String]) -> bool {
+        let is_through = |word: &String| path.iter().any(|step| step.contains(word.as_str()));
         (self.focus.is_empty() || self.focus.iter().any(is_through))
             && !self.ignore.iter().any(is_through)
     }
@@ -71,7 +71,14 @@ impl Report {
             }
         }
         for space in &mut self.address_spaces {
-            space.call_paths.retain(|path| selection.keeps(path));
+            space.call_paths.retain(|path| selection.keeps(&path.path));
+            if let Some(samples) = space
+                .allocator
+                .as_mut()
+                .and_then(|allocator| allocator.samples.as_mut())
+            {
+                samples.paths.retain(|path| selection.keeps(&path.path));
+            }
             // Stable: equals stay in the order of net growth. What has no path stays last.
             space.call_paths.sort_by_key(|path| {
                 let figure = selection.order.figure(path);
@@ -164,11 +171,11 @@ mod tests {
             ignore: vec!["cache.c".into()],
             order: PathOrder::Net,
         };
-        assert!(selection.keeps(&path(&["f (a.c)", "load_all (b.c)"], 1)));
-        assert!(!selection.keeps(&path(&["f (a.c)", "main (b.c)"], 1)));
-        assert!(!selection.keeps(&path(&["parse (cache.c)"], 1)));
+        assert!(selection.keeps(&path(&["f (a.c)", "load_all (b.c)"], 1).path));
+        assert!(!selection.keeps(&path(&["f (a.c)", "main (b.c)"], 1).path));
+        assert!(!selection.keeps(&path(&["parse (cache.c)"], 1).path));
         assert!(
-            !selection.keeps(&path(&[], 1)),
+            !selection.keeps(&path(&[], 1).path),
             "what has no path is not in focus"
         );
     }

@@ -9,14 +9,30 @@ use crate::report::Report;
 use crate::units::ByteSize;
 
 use super::Paragraph;
+use crate::render::call_paths;
+use crate::render::style::Line;
 use crate::render::style::Tone;
 use crate::render::words;
 
 /// Heap errors listed unless all are asked for.
 const LISTED_ERRORS: usize = 3;
 
-/// What went wrong in the heaps of all processes: how much, then each, then what to do.
-pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<Paragraph> {
+/// A part of what is said of heap errors.
+pub(in crate::render) enum HeapErrorPart {
+    /// Text that is wrapped.
+    Paragraph(Paragraph),
+    /// Lines as they are.
+    Stack(Vec<Line>),
+}
+
+impl HeapErrorPart {
+    fn of(tone: Tone, lead: &'static str, text: String) -> Self {
+        Self::Paragraph(Paragraph::of(tone, lead, text))
+    }
+}
+
+/// What went wrong in the heaps of all processes: how much, then each with its stacks, then what to do.
+pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<HeapErrorPart> {
     let allocators = || {
         let spaces = report.address_spaces.iter();
         spaces.filter_map(|space| space.allocator.as_ref())
@@ -35,7 +51,7 @@ pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<Para
         }
     }
     let kinds: Vec<String> = counts.iter().map(count_of_kind).collect();
-    let mut paragraphs = vec![Paragraph::of(
+    let mut paragraphs = vec![HeapErrorPart::of(
         Tone::Warning,
         "",
         format!(
@@ -51,20 +67,54 @@ pub(in crate::render) fn heap_errors(report: &Report, verbose: bool) -> Vec<Para
     let several = report.processes.len() > 1;
     for found in kept.iter().take(listed) {
         let text = heap_error(found, several);
-        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text));
+        paragraphs.push(HeapErrorPart::of(Tone::Plain, "  ", text));
+        paragraphs.extend(stacks_of(report, found, verbose));
     }
     let rest = total.saturating_sub(kept.len().min(listed) as u64);
     if rest > 0 {
         let text = words::count(rest, "more error", "more errors");
-        paragraphs.push(Paragraph::of(Tone::Faint, "  ", text));
+        paragraphs.push(HeapErrorPart::of(Tone::Faint, "  ", text));
     }
     let is_guarded = allocators().any(|a| a.setup.as_ref().is_some_and(|setup| setup.guard));
     if !is_guarded {
         let text =
             "--guard finds more: it puts red zones around blocks, and keeps freed ones aside";
-        paragraphs.push(Paragraph::of(Tone::Plain, "  ", text.to_owned()));
+        paragraphs.push(HeapErrorPart::of(Tone::Plain, "  ", text.to_owned()));
+    }
+    let takes_samples = allocators().any(|allocator| {
+        let setup = allocator.setup.as_ref();
+        setup.is_some_and(|setup| setup.sample_interval_bytes == 1)
+    });
+    if !takes_samples && report.stacks.is_some() {
+        let text = "--sample-allocations 1 tells where the blocks were allocated and freed";
+        paragraphs.push(HeapErrorPart::of(Tone::Plain, "  ", text.to_owned()));
     }
     paragraphs
+}
+
+/// Where the error was found, and where its block comes from, as far as stacks were recorded.
+fn stacks_of(report: &Report, found: &FoundHeapError, verbose: bool) -> Vec<HeapErrorPart> {
+    let mut parts = Vec::new();
+    for (lead, what, stack) in [
+        ("    found by      ", "    found by", found.stack),
+        ("    freed by      ", "    freed by", found.freed_stack),
+        (
+            "    allocated by  ",
+            "    allocated by",
+            found.allocated_stack,
+        ),
+    ] {
+        if verbose {
+            let lines = call_paths::stack_lines(report, stack, "      ");
+            if !lines.is_empty() {
+                parts.push(HeapErrorPart::Stack(vec![Line::of(Tone::Faint, what)]));
+                parts.push(HeapErrorPart::Stack(lines));
+            }
+        } else if let Some(chain) = call_paths::chain(report, stack) {
+            parts.push(HeapErrorPart::of(Tone::Plain, lead, chain));
+        }
+    }
+    parts
 }
 
 fn count_of_kind(count: &HeapErrorCount) -> String {

@@ -3,11 +3,14 @@
 
 mod checks;
 mod heap_errors;
+mod samples;
 #[cfg(test)]
 pub(super) mod tests;
 
 pub(super) use checks::checks;
+pub(super) use heap_errors::HeapErrorPart;
 pub(super) use heap_errors::heap_errors;
+pub(super) use samples::samples;
 
 use std::cmp::Reverse;
 
