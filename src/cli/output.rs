@@ -91,6 +91,11 @@ impl Outputs {
         })
     }
 
+    /// Whether nobody will read the report.
+    pub(super) fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
     /// The first format that shows call stacks and nothing else.
     pub(super) fn of_stacks(&self) -> Option<Format> {
         self.targets

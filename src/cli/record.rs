@@ -301,7 +301,9 @@ impl Recorded {
     /// Writes the report.
     fn finish(self) -> Result<(), Failure> {
         let mut report = self.recorder.report();
-        symbolize::complete(&mut report, &self.symbols);
+        if !self.outputs.is_empty() {
+            symbolize::complete(&mut report, &self.symbols);
+        }
         let written = self.outputs.write(&report);
         match self.failure {
             Some(failure) => Err(failure),

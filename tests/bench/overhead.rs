@@ -1,12 +1,14 @@
 //! What tracing costs: programs untraced, under breaktrace and under strace, side by side in one run.
 //!
 //! ```text
-//! cargo bench --bench overhead -- [quick] [rounds=N] [WORKLOAD...]
+//! cargo bench --bench overhead -- [quick] [stacks] [rounds=N] [WORKLOAD...]
 //! ```
 //!
 //! Rounds are interleaved (each variant once, then all again), so that whatever else the machine does meets all of
 //! them; a figure is the median over rounds of what was measured against the untraced run of the same round. Ratios
 //! are to be read, times depend on the machine.
+//!
+//! With `stacks`, what call stacks cost: whole programs only, with and without them, and strace's (`strace -k`).
 //!
 //! Storms do nothing but traced calls and time themselves: their figure is the time that tracing adds to one call.
 
@@ -41,36 +43,58 @@ const MILLION_EVENTS_PAIRS: &str = "500000";
 /// What breaktrace may need for them, in bytes.
 const MEMORY_BAR: u64 = 64 << 20;
 
+/// Whole programs for which issue 4 says what stacks may cost: time over untraced, and microseconds for an event.
+const WITH_STACKS: [&str; 4] = ["python3", "perl", "gcc", "sqlite3"];
+const MOST_WITH_STACKS: f64 = 1.2;
+const MOST_FOR_A_STACK: f64 = 150.0;
+
 /// How a workload is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     Untraced,
     /// breaktrace as it is.
     Breaktrace,
-    /// breaktrace without holding the idle-wake latency down.
+    /// breaktrace without call stacks.
+    WithoutStacks,
+    /// The same without holding the idle-wake latency down.
     WithoutHold,
     /// strace as users meet it.
     Strace,
     /// The same strace, while this bench holds the idle-wake latency down.
     StraceHeld,
+    /// strace with call stacks.
+    StraceStacks,
 }
 
 impl Variant {
-    const ALL: [Self; 5] = [
+    /// What tracing costs.
+    const ALL: [Self; 6] = [
         Self::Untraced,
         Self::Breaktrace,
+        Self::WithoutStacks,
         Self::WithoutHold,
         Self::Strace,
         Self::StraceHeld,
+    ];
+
+    /// What call stacks cost.
+    const STACKS: [Self; 5] = [
+        Self::Untraced,
+        Self::Breaktrace,
+        Self::WithoutStacks,
+        Self::Strace,
+        Self::StraceStacks,
     ];
 
     fn title(self) -> &'static str {
         match self {
             Self::Untraced => "untraced",
             Self::Breaktrace => "breaktrace",
+            Self::WithoutStacks => "--stacks off",
             Self::WithoutHold => "--no-latency-hold",
             Self::Strace => "strace",
             Self::StraceHeld => "strace, held",
+            Self::StraceStacks => "strace -k",
         }
     }
 
@@ -79,7 +103,26 @@ impl Variant {
         match self {
             Self::Untraced => vec![],
             Self::Breaktrace => vec![BREAKTRACE, "run", "-q", "--"],
-            Self::WithoutHold => vec![BREAKTRACE, "run", "-q", "--no-latency-hold", "--"],
+            Self::WithoutStacks => vec![BREAKTRACE, "run", "-q", "--stacks", "off", "--"],
+            Self::WithoutHold => vec![
+                BREAKTRACE,
+                "run",
+                "-q",
+                "--stacks",
+                "off",
+                "--no-latency-hold",
+                "--",
+            ],
+            Self::StraceStacks => vec![
+                "strace",
+                "-f",
+                "-k",
+                "--seccomp-bpf",
+                "-e",
+                STRACE_CALLS,
+                "-o",
+                "/dev/null",
+            ],
             Self::Strace | Self::StraceHeld => {
                 vec![
                     "strace",
@@ -241,9 +284,20 @@ impl Measured<'_> {
         self.compared(variant, |traced, untraced| traced - untraced)
     }
 
-    /// What breaktrace adds over what `other` adds.
+    /// Microseconds that stacks add to an event.
+    #[expect(clippy::cast_precision_loss, reason = "printed with one digit")]
+    fn added_by_stacks(&self) -> Option<Figure> {
+        Figure::of(
+            self.of(Variant::Breaktrace)
+                .iter()
+                .zip(self.of(Variant::WithoutStacks))
+                .map(|(with, without)| (with - without) * 1e6 / self.events as f64),
+        )
+    }
+
+    /// What breaktrace adds without stacks, as strace records none, over what `other` adds.
     fn added_over(&self, other: Variant) -> Option<f64> {
-        Some(self.added(Variant::Breaktrace)?.median / self.added(other)?.median)
+        Some(self.added(Variant::WithoutStacks)?.median / self.added(other)?.median)
     }
 }
 
@@ -264,11 +318,13 @@ fn bench() -> io::Result<()> {
         .filter(|word| !word.starts_with("--"))
         .collect();
     let mut rounds = ROUNDS;
+    let mut stacks = false;
     let mut chosen = Vec::new();
     for word in &words {
         match word.strip_prefix("rounds=") {
             Some(number) => rounds = number.parse().map_err(io::Error::other)?,
             None if word == "quick" => rounds = QUICK_ROUNDS,
+            None if word == "stacks" => stacks = true,
             None => chosen.push(word.as_str()),
         }
     }
@@ -282,8 +338,15 @@ fn bench() -> io::Result<()> {
             names.join(", ")
         )));
     }
-    let wanted = |name: &str| chosen.is_empty() || chosen.contains(&name);
-    let variants = variants();
+    let wanted = |name: &str| {
+        let by_default = !stacks || WITH_STACKS.contains(&name);
+        (chosen.is_empty() && by_default) || chosen.contains(&name)
+    };
+    let variants = variants(if stacks {
+        &Variant::STACKS
+    } else {
+        &Variant::ALL
+    });
     println!("{}; {rounds} interleaved rounds", surroundings());
     let mut measured = Vec::new();
     for workload in workloads.iter().filter(|workload| wanted(workload.name)) {
@@ -297,8 +360,13 @@ fn bench() -> io::Result<()> {
         eprintln!("{} ...", workload.name);
         measured.push(measure(workload, &variants, rounds)?);
     }
-    print_results(&measured);
+    print_results(&measured, &variants);
     println!();
+    if stacks {
+        print_stacks(&measured);
+        println!("{}", surroundings());
+        return Ok(());
+    }
     println!("Bars of issue 2");
     for measured in &measured {
         judge(measured);
@@ -311,7 +379,7 @@ fn bench() -> io::Result<()> {
 }
 
 /// The variants that this machine allows; says which it does not.
-fn variants() -> Vec<Variant> {
+fn variants(wanted: &[Variant]) -> Vec<Variant> {
     let strace = find_program("strace").is_some();
     if !strace {
         println!("strace is not installed: its columns are left out");
@@ -320,10 +388,11 @@ fn variants() -> Vec<Variant> {
     if let Err(error) = &hold {
         println!("/dev/cpu_dma_latency: {error}: nobody holds the latency here");
     }
-    Variant::ALL
-        .into_iter()
+    wanted
+        .iter()
+        .copied()
         .filter(|variant| match variant {
-            Variant::Strace => strace,
+            Variant::Strace | Variant::StraceStacks => strace,
             Variant::StraceHeld => strace && hold.is_ok(),
             _ => true,
         })
@@ -353,8 +422,8 @@ fn measure<'a>(
     })
 }
 
-fn print_results(measured: &[Measured<'_>]) {
-    let traced = &Variant::ALL[1..];
+fn print_results(measured: &[Measured<'_>], variants: &[Variant]) {
+    let traced = &variants[1..];
     let header = |first: &str, second: &str| -> Vec<String> {
         [first, "events", second]
             .into_iter()
@@ -418,7 +487,7 @@ fn judge(measured: &Measured<'_>) {
         None => {}
         Some(Bar::AtMost(most)) => verdict(
             measured
-                .ratio(Variant::Breaktrace)
+                .ratio(Variant::WithoutStacks)
                 .map(|figure| figure.median),
             most,
             &format!("{name}: time over untraced"),
@@ -435,6 +504,36 @@ fn judge(measured: &Measured<'_>) {
                 &format!("{name}: time added, over strace's with the same latency hold"),
             );
         }
+    }
+}
+
+/// Prints what stacks cost, and how that stands against what is asked.
+fn print_stacks(measured: &[Measured<'_>]) {
+    let mut rows = vec![vec![
+        "program".to_owned(),
+        "µs added by stacks to an event".to_owned(),
+    ]];
+    for measured in measured {
+        let added = spread(measured.added_by_stacks(), 1.0, 1);
+        rows.push(vec![measured.workload.name.to_owned(), added]);
+    }
+    print_table(&rows);
+    println!();
+    println!("Bars of issue 4");
+    for measured in measured {
+        let name = measured.workload.name;
+        let ratio = measured.ratio(Variant::Breaktrace);
+        let added = measured.added_by_stacks();
+        verdict(
+            ratio.map(|figure| figure.median),
+            MOST_WITH_STACKS,
+            &format!("{name}: time with stacks over untraced"),
+        );
+        verdict(
+            added.map(|figure| figure.median),
+            MOST_FOR_A_STACK,
+            &format!("{name}: microseconds for a stack"),
+        );
     }
 }
 
