@@ -36,6 +36,9 @@ const LARGEST_WITHOUT_TABLE: usize = 32 << 20;
 /// Most program headers that are looked at in memory; programs have some ten.
 const MOST_PROGRAM_HEADERS: u64 = 128;
 
+/// Longest entry that is followed, in bytes: its instructions are executed at every frame. Real ones have some hundred.
+const LONGEST_ENTRY: usize = 1 << 18;
+
 /// Bytes as gimli reads them; all supported machines are little-endian.
 pub(super) type Slice<'data> = EndianSlice<'data, LittleEndian>;
 
@@ -460,7 +463,9 @@ fn rule_in<'data, S>(
 where
     S: UnwindSection<Slice<'data>>,
 {
-    let row = entry
+    let is_sane = entry.entry_len() <= LONGEST_ENTRY && entry.cie().entry_len() <= LONGEST_ENTRY;
+    let row = is_sane
+        .then_some(entry)?
         .unwind_info_for_address(frames, bases, context, address)
         .ok()?;
     Some(Rule::new(row, entry.cie(), section))
@@ -472,4 +477,170 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guard;
+    use super::*;
+
+    /// A library that every test runs with, and which has unwind information for what it does.
+    fn library() -> Vec<u8> {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let path = ["libgcc_s", "libm.so", "libc.so"]
+            .iter()
+            .find_map(|name| {
+                let line = maps.lines().find(|line| line.contains(name))?;
+                line.split_whitespace().last()
+            })
+            .unwrap();
+        std::fs::read(path).unwrap()
+    }
+
+    /// How many addresses of an image have a rule.
+    fn rules(image: &Image) -> usize {
+        let mut context = UnwindContext::new();
+        let code: Vec<(u64, u64)> = image
+            .code
+            .iter()
+            .map(|segment| (segment.address, segment.file_bytes))
+            .collect();
+        code.into_iter()
+            .flat_map(|(start, length)| {
+                (0..200).map(move |step| start.wrapping_add((length / 200).wrapping_mul(step)))
+            })
+            .filter(|address| image.rule(*address, &mut context).is_some())
+            .count()
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % end as u64).unwrap()
+        }
+    }
+
+    /// Stretches of a file that reading begins with, or that are executed.
+    fn interesting(library: &[u8]) -> Vec<Range<usize>> {
+        let elf = ElfFile64::<object::Endianness, _>::parse(library).unwrap();
+        let mut stretches = vec![
+            0..64,
+            64..64 + 56 * 12,
+            library.len() - 64 * 30..library.len(),
+        ];
+        for name in [".eh_frame", ".eh_frame_hdr", ".note.gnu.build-id"] {
+            let (start, length) = elf.section_by_name(name).unwrap().file_range().unwrap();
+            let start = usize::try_from(start).unwrap();
+            stretches.push(start..start + usize::try_from(length).unwrap());
+        }
+        stretches
+    }
+
+    #[test]
+    fn a_damaged_library_costs_its_rules_and_nothing_else() {
+        let whole = library();
+        let sound = rules(&Image::parse(whole.as_slice()).unwrap());
+        assert!(sound > 100, "{sound}");
+        let stretches = interesting(&whole);
+        let mut random = Random(0x1234_5678_9abc_def1);
+        let (mut unreadable, mut different) = (0, 0);
+        for round in 0..600 {
+            let mut damaged = whole.clone();
+            let stretch = &stretches[round % stretches.len()];
+            for _ in 0..=random.below(24) {
+                let at = stretch.start + random.below(stretch.len());
+                damaged[at] = match random.below(4) {
+                    0 => 0,
+                    1 => 0xff,
+                    _ => u8::try_from(random.below(256)).unwrap(),
+                };
+            }
+            if round % 10 == 0 {
+                damaged.truncate(random.below(whole.len()));
+            }
+            // A panic is what the guard is for; what must not happen is an end of this process, or none of this loop.
+            let found = guard::run(|| Image::parse(damaged.as_slice()).map(|image| rules(&image)));
+            match found {
+                Ok(Some(rules)) => different += usize::from(rules != sound),
+                Ok(None) | Err(_) => unreadable += 1,
+            }
+        }
+        // The damage was felt.
+        assert!(
+            unreadable > 20 && different > 50,
+            "{unreadable} {different}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_library_in_memory_costs_its_rules_and_nothing_else() {
+        let whole = library();
+        let elf = ElfFile64::<object::Endianness, _>::parse(whole.as_slice()).unwrap();
+        let mut memory = Vec::new();
+        for segment in elf.segments() {
+            let start = usize::try_from(segment.address()).unwrap();
+            let bytes = segment.data().unwrap();
+            memory.resize(memory.len().max(start + bytes.len()), 0);
+            memory[start..start + bytes.len()].copy_from_slice(bytes);
+        }
+        let parse = |memory: &[u8]| {
+            let read = |address: u64, length: usize| {
+                let start = usize::try_from(address).ok()?.min(memory.len());
+                let end = start.saturating_add(length).min(memory.len());
+                Some(memory[start..end].to_vec())
+            };
+            Image::in_memory(0, read, |_| Some(memory.len() as u64))
+        };
+        let sound = rules(&parse(&memory).unwrap());
+        assert!(sound > 100, "{sound}");
+        let mut random = Random(0x0fed_cba9_8765_4321);
+        let mut different = 0;
+        for _ in 0..300 {
+            let mut damaged = memory.clone();
+            for _ in 0..=random.below(8) {
+                let at = random.below(64 + 56 * 12);
+                damaged[at] = u8::try_from(random.below(256)).unwrap();
+            }
+            let found = guard::run(|| parse(&damaged).map(|image| rules(&image)));
+            different += usize::from(found != Ok(Some(sound)));
+        }
+        assert!(different > 50, "{different}");
+    }
+
+    #[test]
+    fn an_entry_of_endless_instructions_is_not_followed() {
+        // One entry for all addresses, whose instructions are a megabyte of nothing.
+        let nothing = vec![0_u8; 1 << 20];
+        let cie: &[u8] = &[
+            20, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1,
+            0, 0,
+        ];
+        let mut bytes = cie.to_vec();
+        let length = u32::try_from(4 + 4 + 4 + 1 + nothing.len()).unwrap();
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(28_u32.to_le_bytes());
+        // From here on, relative to this very place.
+        bytes.extend((-32_i32).to_le_bytes());
+        bytes.extend(0x7fff_0000_u32.to_le_bytes());
+        bytes.push(0);
+        bytes.extend(&nothing);
+        bytes.extend([0; 4]);
+        let image = |bytes: &[u8]| Image {
+            eh_frame: Some((0, bytes.to_vec())),
+            ..Image::default()
+        };
+        let mut context = UnwindContext::new();
+        assert_eq!(image(&bytes).eh_frame_entries().len(), 1);
+        assert!(image(&bytes).rule(0x1000, &mut context).is_none());
+        // The same entry with fewer instructions is.
+        let short = u32::try_from(4 + 4 + 4 + 1 + 3).unwrap();
+        bytes.truncate(24 + 4 + 4 + 4 + 4 + 1 + 3);
+        bytes[24..28].copy_from_slice(&short.to_le_bytes());
+        bytes.extend([0; 4]);
+        assert!(image(&bytes).rule(0x1000, &mut context).is_some());
+    }
 }

@@ -40,6 +40,8 @@ const ROUNDS: usize = 7;
 const QUICK_ROUNDS: usize = 3;
 /// Pairs of calls that make a million events.
 const MILLION_EVENTS_PAIRS: &str = "500000";
+/// Of stacks: 2¹⁸ of them, with four events each.
+const MANY_STACKS_DEPTH: &str = "18";
 /// What breaktrace may need for them, in bytes.
 const MEMORY_BAR: u64 = 64 << 20;
 
@@ -552,9 +554,21 @@ fn judge_memory() -> io::Result<()> {
     let storm = compile("break_storm")?;
     let log = scratch().join("million.jsonl");
     let report = scratch().join("million.json");
-    for (what, with_log) in [
-        ("a million events", false),
-        ("a million events with a log", true),
+    let many_stacks = compile("many_stacks")?;
+    for (what, program, size, with_log) in [
+        ("a million events", &storm, MILLION_EVENTS_PAIRS, false),
+        (
+            "a million events with a log",
+            &storm,
+            MILLION_EVENTS_PAIRS,
+            true,
+        ),
+        (
+            "a million events from 262,144 stacks",
+            &many_stacks,
+            MANY_STACKS_DEPTH,
+            true,
+        ),
     ] {
         let mut command = Command::new(BREAKTRACE);
         command.args(["run", "-q"]);
@@ -563,8 +577,8 @@ fn judge_memory() -> io::Result<()> {
         }
         command
             .arg("--")
-            .arg(&storm)
-            .arg(MILLION_EVENTS_PAIRS)
+            .arg(program)
+            .arg(size)
             .stdout(Stdio::null());
         let peak = peak_memory(&mut command)?;
         let outcome = if peak < MEMORY_BAR {
