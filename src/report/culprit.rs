@@ -419,6 +419,38 @@ const PASSING: &[Group] = &[
         ],
         beginnings: &[],
     },
+    // glibc's streams (libio): their buffers are for who writes to them first.
+    Group {
+        within: Within::Modules(LIBC),
+        names: &[
+            "fputs",
+            "putchar",
+            "putc",
+            "fputc",
+            "getc",
+            "fgetc",
+            "getchar",
+            "fgets",
+            "outstring_func",
+            "pad_func",
+            "buffered_vfprintf",
+            "open_memstream",
+        ],
+        beginnings: &[
+            "_IO_",
+            "__printf",
+            "__fprintf",
+            "__vprintf",
+            "__vfprintf",
+            "printf",
+            "fprintf",
+            "vprintf",
+            "vfprintf",
+            "puts",
+            "fwrite",
+            "fread",
+        ],
+    },
     // The C++ standard library (libstdc++ and libc++): containers, strings, smart pointers.
     Group {
         within: Within::Any,
