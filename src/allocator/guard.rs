@@ -179,6 +179,7 @@ impl<K: Kernel> Heap<K> {
             if let Some(changed) = first_other(block + size, end - block - size, ZONE) {
                 self.found(HeapErrorKind::WritePastEnd, by, block, Some(size), changed);
             }
+            self.end_sample(block);
             Header::other(block, self.secret(), GUARDED, size as u32)
                 .freed()
                 .write(block);

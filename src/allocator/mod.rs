@@ -642,10 +642,7 @@ impl<K: Kernel> Heap<K> {
                 }
                 match self.look_at(block, Some(FoundBy::Free)) {
                     Given::Nothing => {}
-                    Given::Guarded => {
-                        self.end_sample(block);
-                        self.free_guarded(cache, block, FoundBy::Free);
-                    }
+                    Given::Guarded => self.free_guarded(cache, block, FoundBy::Free),
                     mut given => {
                         if self.end_sample(block) {
                             given.is_no_sample();

@@ -24,6 +24,7 @@ mod preloaded;
 mod processes;
 mod python_stacks;
 mod recording;
+mod samples;
 mod schema;
 mod stacks;
 mod support;
