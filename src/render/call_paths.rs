@@ -572,8 +572,15 @@ fn frame_lines(
         lines.push(Line::of(tone, &format!("{indent}{mark} {text}")));
     };
     if frame.functions.is_empty() {
+        // Once for each module.
+        let is_told = stack.frames[..depth].iter().any(|index| {
+            let before = stacks.frames.get(*index as usize);
+            before
+                .is_some_and(|before| before.functions.is_empty() && before.module == frame.module)
+        });
         let build_id = module
             .and_then(|module| module.build_id.as_deref())
+            .filter(|_| !is_told)
             .map(|id| format!(" (build ID {id})"))
             .unwrap_or_default();
         push(
