@@ -61,6 +61,19 @@ pub struct Limits {
     pub errors: usize,
     /// Sizes told at most.
     pub sizes: usize,
+    /// Live blocks told one by one at most.
+    pub blocks: usize,
+}
+
+/// A live block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveBlock {
+    /// Its address.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Whether it is a sample.
+    pub is_sample: bool,
 }
 
 impl Default for Limits {
@@ -69,6 +82,7 @@ impl Default for Limits {
             bytes: 512 << 20,
             errors: 64,
             sizes: 16,
+            blocks: 0,
         }
     }
 }
@@ -134,6 +148,10 @@ pub struct Walk {
     pub live_bytes: u64,
     /// The sizes that most of these bytes have, most first.
     pub largest: Vec<Size>,
+    /// Live blocks, as many as [`Limits`] allow to tell.
+    pub blocks: Vec<LiveBlock>,
+    /// Where the heap's blocks lie: first address, and the one behind the last, of segments and large blocks' mappings.
+    pub spans: Vec<(u64, u64)>,
     /// What was overwritten, in the order of addresses within each segment.
     pub damage: Vec<Damage>,
     /// More of it was found than [`Limits`] allow to tell.
@@ -355,6 +373,7 @@ impl<M: Memory> Walker<'_, M> {
         sizes.truncate(self.limits.sizes);
         self.walk.largest = sizes;
         self.walk.read_bytes = self.window.read;
+        self.walk.spans.extend(self.spans);
         self.walk
     }
 
@@ -379,7 +398,15 @@ impl<M: Memory> Walker<'_, M> {
         });
     }
 
-    fn live(&mut self, size: u64) {
+    fn live(&mut self, address: u64, size: u64) {
+        if self.walk.blocks.len() < self.limits.blocks {
+            let header = self.window.word(address - HEADER_BYTES as u64);
+            self.walk.blocks.push(LiveBlock {
+                address,
+                size,
+                is_sample: header.is_ok_and(|word| Header::from_word(word).is_sample()),
+            });
+        }
         self.walk.live_blocks += 1;
         self.walk.live_bytes = self.walk.live_bytes.saturating_add(size);
         match self.small_sizes.get_mut(size as usize) {
@@ -615,7 +642,7 @@ impl<M: Memory> Walker<'_, M> {
         {
             return self.guarded(block, size, guarded);
         }
-        self.live(size);
+        self.live(block, size);
         if canary_byte_is_right(self.window.byte(block + size)?) {
             return Ok(Before::Fine);
         }
@@ -671,7 +698,7 @@ impl<M: Memory> Walker<'_, M> {
                 );
             }
         }
-        self.live(size);
+        self.live(block, size);
         if let Some(changed) = self.first_changed(inner, block - guard::FRONT as u64 + 8)? {
             self.damaged(HeapErrorKind::WriteBeforeStart, block, Some(size), changed);
         }
@@ -838,9 +865,10 @@ impl<M: Memory> Walker<'_, M> {
             if header.state(block as usize, self.secret) == State::Live {
                 self.live_block(block, size)?;
             } else {
-                self.live(size);
+                self.live(block, size);
                 self.broken(block);
             }
+            self.walk.spans.push((address, next));
             return Ok(Some(next));
         }
         Ok(None)

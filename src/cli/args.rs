@@ -378,6 +378,12 @@ pub(super) struct AllocatorOptions {
     #[arg(long, value_name = "BYTES", value_parser = interval)]
     pub(super) sample_allocations: Option<u64>,
 
+    /// Tell apart, of the blocks never freed, those that nothing points to any more
+    ///
+    /// Searches all memory of a program when it ends. With --sample-allocations the report tells who asked for them.
+    #[arg(long)]
+    pub(super) leaks: bool,
+
     /// What happens to the program when it misuses its heap
     #[arg(long, value_name = "ACTION")]
     pub(super) on_heap_error: Option<OnHeapError>,

@@ -299,6 +299,31 @@ pub struct HeapWalk {
     pub live_bytes: u64,
     /// The sizes of which most bytes were not freed, most first.
     pub largest: Vec<SizeCount>,
+    /// Which of them nothing points to any more; absent unless that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaks: Option<LeakSearch>,
+}
+
+/// A search for live blocks to which no pointer leads: from registers, stacks and all memory that can be written and is no
+/// heap, through blocks that are reached. A block that is called lost is lost, unless the program hides its pointers; one that
+/// is called reachable may be lost, where a number looks like its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LeakSearch {
+    /// Whether all of it was searched; otherwise `stopped` says why not, and nothing is known to be lost.
+    pub complete: bool,
+    /// Why the search ended early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// Lost blocks.
+    pub lost_blocks: u64,
+    /// Bytes asked for in them.
+    pub lost_bytes: u64,
+    /// The sizes of which most bytes are lost, most first.
+    pub largest: Vec<SizeCount>,
+    /// Those of the lost blocks that are samples; in event logs only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_samples: Vec<Address>,
 }
 
 /// Blocks of one size.

@@ -21,6 +21,7 @@ pub use allocator::FoundBy;
 pub use allocator::HeapError;
 pub use allocator::HeapErrorKind;
 pub use allocator::HeapWalk;
+pub use allocator::LeakSearch;
 pub use allocator::ReadingMoment;
 pub use allocator::SampledBlock;
 pub use allocator::SizeCount;
@@ -806,6 +807,9 @@ pub struct Capture {
     /// Mean number of requested bytes between two samples of allocations; `null` when none are taken.
     #[serde(default)]
     pub sample_interval_bytes: Option<u64>,
+    /// Whether the bundled allocator's blocks were to be searched for lost ones at the end.
+    #[serde(default)]
+    pub leaks: bool,
 }
 
 /// Which calls stop a traced program.

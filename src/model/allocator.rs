@@ -297,7 +297,14 @@ impl Allocator {
     }
 
     pub(super) fn walked(&mut self, walk: &HeapWalk) {
-        self.walk = Some(walk.clone());
+        let mut walk = walk.clone();
+        if let Some(leaks) = &mut walk.leaks {
+            let lost = std::mem::take(&mut leaks.lost_samples);
+            if leaks.complete {
+                self.samples.lost(&lost);
+            }
+        }
+        self.walk = Some(walk);
     }
 
     /// Takes a reading, checks it where that is possible, and returns the sizes for the timeline.

@@ -101,6 +101,8 @@ pub(super) struct SampleLog {
     live: Rc<HashMap<u64, Live>>,
     /// What was live when the address space ended.
     settled: HashMap<Owner, Sum>,
+    /// What of it was lost, if that was searched.
+    lost: Option<HashMap<Owner, Sum>>,
     not_followed: u64,
     /// Freed blocks, if every block is a sample; the oldest are forgotten.
     freed: HashMap<u64, History>,
@@ -174,6 +176,19 @@ impl SampleLog {
         }
     }
 
+    /// These of the live samples are lost, and no others.
+    pub(super) fn lost(&mut self, addresses: &[Address]) {
+        let mut lost: HashMap<Owner, Sum> = HashMap::new();
+        for address in addresses {
+            if let Some(block) = self.live.get(&address.0) {
+                lost.entry(block.owner)
+                    .or_default()
+                    .add(block.size, self.interval);
+            }
+        }
+        self.lost = Some(lost);
+    }
+
     /// The address space has ended: its blocks are added up, and no longer told apart.
     pub(super) fn settle(&mut self) {
         self.settled = self.live_by_owner();
@@ -192,6 +207,11 @@ impl SampleLog {
         let mut all = Sum::default();
         live.into_values().for_each(|sum| all.join(sum));
         self.settled.insert(None, all);
+        if let Some(lost) = &mut self.lost {
+            let mut all = Sum::default();
+            lost.drain().for_each(|(_, sum)| all.join(sum));
+            lost.insert(None, all);
+        }
     }
 
     fn live_by_owner(&self) -> HashMap<Owner, Sum> {
@@ -238,6 +258,11 @@ impl SampleLog {
             interval_bytes: self.interval,
             requested: requested.report(),
             live: all_live.report(),
+            lost: self.lost.as_ref().map(|lost| {
+                let mut all = Sum::default();
+                lost.values().for_each(|sum| all.join(*sum));
+                all.report()
+            }),
             not_followed: self.not_followed,
             by_stack: by_stack
                 .into_iter()
@@ -245,6 +270,7 @@ impl SampleLog {
                     stack,
                     requested: requested.report(),
                     live: live.report(),
+                    lost: self.lost.as_ref().map(|lost| of(lost, stack).report()),
                 })
                 .collect(),
             left_out_requested: rest_requested.report(),
@@ -349,6 +375,21 @@ mod tests {
             listed + report.left_out_requested.samples,
             report.requested.samples
         );
+    }
+
+    #[test]
+    fn lost_blocks_are_a_part_of_the_live_ones() {
+        let mut log = SampleLog::default();
+        log.sampled(block(16, 100, 1), ONE);
+        log.sampled(block(32, 7, 1), ONE);
+        assert_eq!(log.report().unwrap().lost, None);
+        log.lost(&[Address(32), Address(48)]);
+        log.settle();
+        let report = log.report().unwrap();
+        assert_eq!(report.lost.unwrap().sampled_bytes, 7);
+        assert_eq!(report.by_stack[0].lost.unwrap().samples, 1);
+        log.drop_detail();
+        assert_eq!(log.report().unwrap().lost.unwrap().sampled_bytes, 7);
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct Samples {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end; of a forked child, also what its parent had.
     pub live: SampleSum,
+    /// Of `live`, what nothing points to any more; `null` where that was not searched, or not to the end.
+    #[serde(default)]
+    pub lost: Option<SampleSum>,
     /// Samples that were not followed, as too many were live: they count as requested, and never as live.
     pub not_followed: u64,
     /// By stack: those with most live bytes first, of equals those that requested most.
@@ -71,6 +74,9 @@ pub struct SampledStack {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
+    /// Of that, what nothing points to any more; `null` where that was not searched, or not to the end.
+    #[serde(default)]
+    pub lost: Option<SampleSum>,
 }
 
 /// Samples with one call path.
@@ -87,4 +93,7 @@ pub struct SampledPath {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
+    /// Of that, what nothing points to any more; `null` where that was not searched, or not to the end.
+    #[serde(default)]
+    pub lost: Option<SampleSum>,
 }

@@ -6,6 +6,7 @@
 use nix::errno::Errno;
 
 use super::sys;
+use crate::allocator::Cache;
 use crate::allocator::walk;
 use crate::allocator::walk::Walk;
 use crate::event::AllocatorFigures;
@@ -194,7 +195,14 @@ impl Reader {
 
     /// Looks through the heap, by figures that were just read through the same thread; `places` is where large blocks may
     /// be.
-    pub(super) fn walk(tid: u32, figures: &Figures, places: &[(u64, u64)]) -> Walk {
+    ///
+    /// Tells `most_blocks` live blocks one by one.
+    pub(super) fn walk(
+        tid: u32,
+        figures: &Figures,
+        places: &[(u64, u64)],
+        most_blocks: usize,
+    ) -> Walk {
         let large = walk::Large {
             blocks: figures.counters.live_large_blocks,
             places,
@@ -203,8 +211,30 @@ impl Reader {
             &figures.page,
             &MemoryOf(tid),
             large,
-            walk::Limits::default(),
+            walk::Limits {
+                blocks: most_blocks,
+                ..walk::Limits::default()
+            },
         )
+    }
+
+    /// Where the allocator's own records lie: its page, thread caches and arenas. They hold addresses of blocks that nobody
+    /// else knows of.
+    pub(super) fn records(&self) -> Vec<(u64, u64)> {
+        let page = size_of::<Page>() as u64;
+        let caches = self
+            .caches
+            .iter()
+            .map(|at| (*at, size_of::<Cache>() as u64));
+        let arenas = self
+            .arenas
+            .iter()
+            .map(|at| (*at, crate::allocator::ARENA_BYTES as u64));
+        caches
+            .chain(arenas)
+            .chain([(self.page, page)])
+            .map(|(start, length)| (start, start.saturating_add(length)))
+            .collect()
     }
 
     /// The heap errors that have not been told. Of many at once, the page keeps the latest.
@@ -224,7 +254,7 @@ impl Reader {
 }
 
 /// Memory of a thread.
-struct MemoryOf(u32);
+pub(super) struct MemoryOf(pub(super) u32);
 
 impl walk::Memory for MemoryOf {
     fn read(&self, address: u64, bytes: &mut [u8]) -> bool {

@@ -252,6 +252,9 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
         .map(|walk| not_freed(report, space, walk, verbose))
         .or_else(|| not_freed_by_classes(report, space, allocator, verbose));
     texts.extend(not_freed.map(|text| ("not freed ", text)));
+    if report.recording.capture.leaks {
+        texts.push(("lost      ", lost(allocator.walk.as_ref())));
+    }
     if let Some(text) = settings(allocator, verbose) {
         texts.push(("policy    ", text));
     }
@@ -394,6 +397,36 @@ fn not_freed(report: &Report, space: &SpaceReport, walk: &HeapWalk, verbose: boo
 
 /// The same by the counters alone, which know the sizes of small blocks by class; `None` when they were read in the midst
 /// of things.
+/// What of the blocks never freed nothing points to any more.
+fn lost(walk: Option<&HeapWalk>) -> String {
+    let Some(leaks) = walk.and_then(|walk| walk.leaks.as_ref()) else {
+        return "not searched: the program did not stand still at its end, or goes on".to_owned();
+    };
+    if let Some(why) = &leaks.stopped {
+        return format!("not known: {why}");
+    }
+    if leaks.lost_blocks == 0 {
+        return "nothing: a pointer leads to each block that was not freed".to_owned();
+    }
+    let sizes: Vec<String> = leaks
+        .largest
+        .iter()
+        .take(LISTED_SIZES)
+        .map(|size| format!("{} of {}", Exact(size.blocks), ByteSize(size.size_bytes)))
+        .collect();
+    format!(
+        "{} with {}, to which no pointer leads: {}{}",
+        exact_count(leaks.lost_blocks, "block", "blocks"),
+        ByteSize(leaks.lost_bytes),
+        sizes.join(", "),
+        if leaks.largest.len() > LISTED_SIZES {
+            ", …"
+        } else {
+            ""
+        }
+    )
+}
+
 fn not_freed_by_classes(
     report: &Report,
     space: &SpaceReport,

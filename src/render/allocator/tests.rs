@@ -144,6 +144,7 @@ fn account(counters: Counters) -> AllocatorReport {
             },
         ],
         walk: Some(HeapWalk {
+            leaks: None,
             complete: true,
             stopped: None,
             live_blocks: counters.live_blocks,
@@ -566,6 +567,7 @@ fn blocks_never_freed_are_counted_by_the_sizes_that_weigh_most() {
     let mut report = bundled();
     change(&mut report, |allocator| {
         allocator.walk = Some(HeapWalk {
+            leaks: None,
             complete: false,
             stopped: Some("a chunk's size was overwritten".into()),
             live_blocks: 3,
@@ -579,6 +581,7 @@ fn blocks_never_freed_are_counted_by_the_sizes_that_weigh_most() {
     );
     change(&mut report, |allocator| {
         allocator.walk = Some(HeapWalk {
+            leaks: None,
             complete: true,
             stopped: None,
             live_blocks: 0,
