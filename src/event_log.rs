@@ -418,6 +418,7 @@ mod tests {
                 stacks: crate::event::StackMode::Off,
                 stack_depth: 0,
                 sample_interval_bytes: None,
+                leaks: false,
             },
         }
     }

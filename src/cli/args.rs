@@ -378,6 +378,13 @@ pub(super) struct AllocatorOptions {
     #[arg(long, value_name = "BYTES", value_parser = interval)]
     pub(super) sample_allocations: Option<u64>,
 
+    /// When the program ends, search its memory for what still leads to blocks that were not freed
+    ///
+    /// Those to which nothing leads are lost. With --sample-allocations 1 the report tells by call path who asked for
+    /// them. Needs --allocator bundled.
+    #[arg(long)]
+    pub(super) leaks: bool,
+
     /// What happens to the program when it misuses its heap
     #[arg(long, value_name = "ACTION")]
     pub(super) on_heap_error: Option<OnHeapError>,

@@ -221,6 +221,7 @@ fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<Recorded, Failur
         stacks: StackMode::Off,
         stack_depth: 0,
         sample_interval: None,
+        leaks: false,
         follow: true,
         verify: false,
         latency_hold: true,

@@ -64,6 +64,7 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
     let session = Session::prepare(&options).map_err(own_failure)?;
     let mut tracing = tracer_options(&options);
     tracing.sample_interval = arguments.allocator.sample_allocations;
+    tracing.leaks = arguments.allocator.leaks;
     let mut tracer = match Tracer::launch(&launch, tracing) {
         Ok(tracer) => tracer,
         Err(error) => return Err(session.abandon(launch_failure(&error))),
@@ -147,6 +148,7 @@ fn allocator_settings(options: &AllocatorOptions) -> Result<Vec<(OsString, OsStr
     });
     for (option, is_given) in [
         ("--sample-allocations", interval.is_some()),
+        ("--leaks", options.leaks),
         ("--heap-policy", policy.is_some()),
         ("--guard", guard.is_some()),
         ("--on-heap-error", on_error.is_some()),
@@ -177,6 +179,7 @@ fn tracer_options(options: &RecordOptions) -> Options {
         stacks: options.stacks.into(),
         stack_depth: options.stack_depth,
         sample_interval: None,
+        leaks: false,
     }
 }
 

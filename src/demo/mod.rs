@@ -362,6 +362,7 @@ const OPTIONS: Options = Options {
     stacks: StackMode::Off,
     stack_depth: 0,
     sample_interval: None,
+    leaks: false,
     follow: false,
     verify: false,
     latency_hold: false,

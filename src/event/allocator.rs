@@ -301,6 +301,61 @@ pub struct HeapWalk {
     pub largest: Vec<SizeCount>,
 }
 
+/// What leads to the blocks that were not freed when the program ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeakSearch {
+    /// Why that is not known; absent where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// What was found; `null` where the search was not made, or ended early.
+    pub found: Option<LeaksFound>,
+    /// The samples among the blocks that are not reachable.
+    #[serde(default)]
+    pub samples: LostSamples,
+}
+
+/// Blocks that were not freed, by what leads to them: words in the program's memory and registers that have the value of
+/// an address in the block. The words of Valgrind's memcheck are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LeaksFound {
+    /// Blocks to which a chain of pointers to the starts of blocks leads.
+    pub reachable: BlockCount,
+    /// Blocks to which only chains lead of which a pointer leads to the inside of a block.
+    pub possibly_lost: BlockCount,
+    /// Blocks to which nothing leads.
+    pub lost: BlockCount,
+    /// Blocks to which only lost blocks lead.
+    pub indirectly_lost: BlockCount,
+    /// The sizes that most bytes of the lost blocks have, most first.
+    pub largest_lost: Vec<SizeCount>,
+    /// Bytes of memory that were searched for pointers.
+    pub searched_bytes: u64,
+    /// Bytes that could not be read: what they lead to may be called lost.
+    pub unreadable_bytes: u64,
+}
+
+/// A number of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct BlockCount {
+    /// How many.
+    pub blocks: u64,
+    /// Bytes that were asked for in them.
+    pub bytes: u64,
+}
+
+/// Samples that are not reachable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostSamples {
+    /// To which nothing leads.
+    pub lost: Vec<Address>,
+    /// To which only lost blocks lead.
+    pub indirectly_lost: Vec<Address>,
+    /// To which only chains through the inside of a block lead.
+    pub possibly_lost: Vec<Address>,
+}
+
 /// Blocks of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -16,11 +16,15 @@ pub use allocator::AllocatorCause;
 pub use allocator::AllocatorFigures;
 pub use allocator::AllocatorReading;
 pub use allocator::AllocatorSetup;
+pub use allocator::BlockCount;
 pub use allocator::ClassReading;
 pub use allocator::FoundBy;
 pub use allocator::HeapError;
 pub use allocator::HeapErrorKind;
 pub use allocator::HeapWalk;
+pub use allocator::LeakSearch;
+pub use allocator::LeaksFound;
+pub use allocator::LostSamples;
 pub use allocator::ReadingMoment;
 pub use allocator::SampledBlock;
 pub use allocator::SizeCount;
@@ -250,6 +254,8 @@ pub enum EventKind {
     HeapError(HeapError),
     /// The bundled allocator's heap was looked through from outside.
     HeapWalked(HeapWalk),
+    /// What leads to the blocks of that heap was looked for in the program's memory.
+    LeaksSought(Box<LeakSearch>),
     /// The bundled allocator handed out a block that was chosen as a sample; the event's stack tells to whom.
     BlockSampled(SampledBlock),
     /// A block that was chosen as a sample was freed, or resized; the event's stack tells by whom.
@@ -806,6 +812,9 @@ pub struct Capture {
     /// Mean number of requested bytes between two samples of allocations; `null` when none are taken.
     #[serde(default)]
     pub sample_interval_bytes: Option<u64>,
+    /// Whether what leads to the blocks that were not freed is looked for at the end.
+    #[serde(default)]
+    pub leaks: bool,
 }
 
 /// Which calls stop a traced program.

@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::growth::Owner;
+use crate::event::LostSamples;
 use crate::event::SampledBlock;
+use crate::report::LostSums;
 use crate::report::SampleSum;
 use crate::report::SampledStack;
 use crate::report::Samples;
@@ -83,6 +85,30 @@ fn estimate(size: u64, interval: u64) -> (u64, u64) {
     (bytes, parts)
 }
 
+/// Samples that are not reachable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    lost: Sum,
+    indirectly: Sum,
+    possibly: Sum,
+}
+
+impl Lost {
+    fn join(&mut self, other: Self) {
+        self.lost.join(other.lost);
+        self.indirectly.join(other.indirectly);
+        self.possibly.join(other.possibly);
+    }
+
+    fn report(self) -> LostSums {
+        LostSums {
+            lost: self.lost.report(),
+            indirectly_lost: self.indirectly.report(),
+            possibly_lost: self.possibly.report(),
+        }
+    }
+}
+
 /// Where a block was allocated, and where it was freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct History {
@@ -101,6 +127,8 @@ pub(super) struct SampleLog {
     live: Rc<HashMap<u64, Live>>,
     /// What was live when the address space ended.
     settled: HashMap<Owner, Sum>,
+    /// Of what was live, what was not reachable; `None` if that is not known.
+    lost: Option<HashMap<Owner, Lost>>,
     not_followed: u64,
     /// Freed blocks, if every block is a sample; the oldest are forgotten.
     freed: HashMap<u64, History>,
@@ -163,6 +191,20 @@ impl SampleLog {
         }
     }
 
+    /// Which samples are not reachable is known.
+    pub(super) fn leaks_sought(&mut self, samples: &LostSamples) {
+        let mut by_owner: HashMap<Owner, Lost> = HashMap::new();
+        let mut add = |addresses: &[Address], sum: fn(&mut Lost) -> &mut Sum| {
+            for block in addresses.iter().filter_map(|at| self.live.get(&at.0)) {
+                sum(by_owner.entry(block.owner).or_default()).add(block.size, self.interval);
+            }
+        };
+        add(&samples.lost, |lost| &mut lost.lost);
+        add(&samples.indirectly_lost, |lost| &mut lost.indirectly);
+        add(&samples.possibly_lost, |lost| &mut lost.possibly);
+        self.lost = Some(by_owner);
+    }
+
     /// What is known of the block at this address.
     pub(super) fn history(&self, address: Address) -> History {
         match self.live.get(&address.0) {
@@ -192,6 +234,11 @@ impl SampleLog {
         let mut all = Sum::default();
         live.into_values().for_each(|sum| all.join(sum));
         self.settled.insert(None, all);
+        if let Some(lost) = &mut self.lost {
+            let mut all = Lost::default();
+            lost.drain().for_each(|(_, sum)| all.join(sum));
+            lost.insert(None, all);
+        }
     }
 
     fn live_by_owner(&self) -> HashMap<Owner, Sum> {
@@ -239,12 +286,22 @@ impl SampleLog {
             requested: requested.report(),
             live: all_live.report(),
             not_followed: self.not_followed,
+            left_out_lost: self.lost.as_ref().map(|lost| {
+                let mut sum = Lost::default();
+                let rest = rest.iter().filter_map(|(owner, ..)| lost.get(owner));
+                rest.for_each(|one| sum.join(*one));
+                sum.report()
+            }),
             by_stack: by_stack
                 .into_iter()
                 .map(|(stack, requested, live)| SampledStack {
                     stack,
                     requested: requested.report(),
                     live: live.report(),
+                    lost: self.lost.as_ref().map(|lost| {
+                        let sum = lost.get(&stack).copied();
+                        sum.unwrap_or_default().report()
+                    }),
                 })
                 .collect(),
             left_out_requested: rest_requested.report(),
@@ -349,6 +406,34 @@ mod tests {
             listed + report.left_out_requested.samples,
             report.requested.samples
         );
+    }
+
+    #[test]
+    fn what_is_lost_is_told_by_stack_and_stays_when_details_go() {
+        let mut log = SampleLog::default();
+        log.sampled(block(16, 100, 1), ONE);
+        log.sampled(block(32, 7, 1), TWO);
+        log.sampled(block(64, 9, 1), TWO);
+        log.leaks_sought(&LostSamples {
+            lost: vec![Address(32), Address(48)],
+            indirectly_lost: vec![Address(64)],
+            possibly_lost: Vec::new(),
+        });
+        log.settle();
+        let report = log.report().unwrap();
+        assert_eq!(report.by_stack[0].lost, Some(LostSums::default()));
+        let lost = report.by_stack[1].lost.unwrap();
+        assert_eq!(lost.lost.sampled_bytes, 7);
+        assert_eq!(lost.indirectly_lost.sampled_bytes, 9);
+        assert_eq!(lost.total().samples, 2);
+        log.drop_detail();
+        let kept = log.report().unwrap();
+        let mut all = kept.left_out_lost.unwrap();
+        kept.by_stack
+            .iter()
+            .filter_map(|one| one.lost)
+            .for_each(|one| all.add(one));
+        assert_eq!(all.total(), lost.total());
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn recording() -> Recording {
             stacks: crate::event::StackMode::Off,
             stack_depth: 0,
             sample_interval_bytes: None,
+            leaks: false,
         },
     }
 }

@@ -105,6 +105,7 @@ fn recording(command: &[&str]) -> Recording {
             stacks: StackMode::Off,
             stack_depth: 0,
             sample_interval_bytes: None,
+            leaks: false,
         },
     }
 }

@@ -28,6 +28,9 @@ pub struct Samples {
     pub left_out_requested: SampleSum,
     /// Of `live`, what belongs to stacks that are not listed.
     pub left_out_live: SampleSum,
+    /// Of `left_out_live`, what is not reachable; `null` when that was not looked for (`--leaks`).
+    #[serde(default)]
+    pub left_out_lost: Option<LostSums>,
     /// By call path: the stacks whose functions are the same taken together. Empty before functions were looked up.
     #[serde(default)]
     pub paths: Vec<SampledPath>,
@@ -71,6 +74,39 @@ pub struct SampledStack {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
+    /// Of that, what is not reachable; `null` when that was not looked for (`--leaks`).
+    #[serde(default)]
+    pub lost: Option<LostSums>,
+}
+
+/// Samples that were not freed and are not reachable, by what leads to them: see `leaks`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LostSums {
+    /// Nothing.
+    pub lost: SampleSum,
+    /// Only lost blocks.
+    pub indirectly_lost: SampleSum,
+    /// Only chains of pointers of which one leads to the inside of a block.
+    pub possibly_lost: SampleSum,
+}
+
+impl LostSums {
+    /// Adds another sum.
+    pub fn add(&mut self, other: Self) {
+        self.lost.add(other.lost);
+        self.indirectly_lost.add(other.indirectly_lost);
+        self.possibly_lost.add(other.possibly_lost);
+    }
+
+    /// All together.
+    #[must_use]
+    pub fn total(self) -> SampleSum {
+        let mut total = self.lost;
+        total.add(self.indirectly_lost);
+        total.add(self.possibly_lost);
+        total
+    }
 }
 
 /// Samples with one call path.
@@ -87,4 +123,7 @@ pub struct SampledPath {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
+    /// Of that, what is not reachable; `null` when that was not looked for (`--leaks`).
+    #[serde(default)]
+    pub lost: Option<LostSums>,
 }

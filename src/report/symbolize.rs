@@ -317,10 +317,13 @@ fn call_paths(growth: &[StackGrowth], paths: &HashMap<StackId, StackPath>) -> Ve
 fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<SampledPath> {
     let mut by_steps: BTreeMap<&[(String, String)], SampledPath> = BTreeMap::new();
     let mut rest: Option<SampledPath> = None;
-    let add = |sum: &mut SampledPath, stack: Option<StackId>, requested, live| {
+    let add = |sum: &mut SampledPath, stack: Option<StackId>, requested, live, lost| {
         sum.stacks.extend(stack);
         sum.requested.add(requested);
         sum.live.add(live);
+        if let Some(lost) = lost {
+            sum.lost.get_or_insert_default().add(lost);
+        }
     };
     for one in &samples.by_stack {
         let path = one
@@ -339,7 +342,7 @@ fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<
             }
             None => rest.get_or_insert_default(),
         };
-        add(sum, one.stack, one.requested, one.live);
+        add(sum, one.stack, one.requested, one.live, one.lost);
     }
     let mut all: Vec<SampledPath> = by_steps.into_values().collect();
     all.sort_by(|one, other| {
@@ -352,11 +355,18 @@ fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<
     for small in all.drain(MOST_CALL_PATHS.min(all.len())..) {
         let sum = rest.get_or_insert_default();
         sum.stacks.extend(small.stacks);
-        add(sum, None, small.requested, small.live);
+        add(sum, None, small.requested, small.live, small.lost);
     }
     if samples.left_out_requested.samples > 0 || samples.left_out_live.samples > 0 {
         let sum = rest.get_or_insert_default();
-        add(sum, None, samples.left_out_requested, samples.left_out_live);
+        let lost = samples.left_out_lost;
+        add(
+            sum,
+            None,
+            samples.left_out_requested,
+            samples.left_out_live,
+            lost,
+        );
     }
     all.extend(rest);
     for path in &mut all {

@@ -9,6 +9,7 @@ use super::call::Pending;
 use super::call::Signed;
 use super::executable;
 use super::executable::Linkage;
+use super::leaks;
 use super::library;
 use super::proc;
 use super::stats_reader::ReadError;
@@ -448,6 +449,7 @@ impl Tracer {
         if !self.is_still(space, Some(tid)) {
             return;
         }
+        let leaks = self.options.leaks;
         let Some(reader) = self
             .bundled(space)
             .and_then(|bundled| bundled.reader.as_mut())
@@ -457,9 +459,15 @@ impl Tracer {
         let Ok(figures) = reader.read(tid) else {
             return;
         };
-        let places = private_memory(&mapping::read(tid).unwrap_or_default());
-        let walk = Reader::walk(tid, &figures, &places);
+        let mappings = mapping::read(tid).unwrap_or_default();
+        let places = private_memory(&mappings);
+        let most_blocks = if leaks { leaks::MOST_BLOCKS } else { 0 };
+        let (walk, extents) = reader.walk(tid, &figures, &places, most_blocks);
         for kind in seen_in_heap(&walk) {
+            self.record(tid, space, kind);
+        }
+        if leaks {
+            let kind = self.seek_leaks(tid, space, &mappings, (&walk, extents));
             self.record(tid, space, kind);
         }
     }

@@ -18,10 +18,12 @@ mod image;
 mod latency;
 mod launch;
 mod launch_error;
+mod leaks;
 mod library;
 mod modules;
 mod perf_map;
 mod proc;
+mod reachability;
 mod requests;
 mod rule;
 mod seccomp;
@@ -117,6 +119,8 @@ pub struct Options {
     pub stack_depth: u32,
     /// Mean number of requested bytes between two samples of the bundled allocator's blocks; `None` for no samples.
     pub sample_interval: Option<u64>,
+    /// Look for what leads to the blocks of the bundled allocator that were not freed, when a program ends.
+    pub leaks: bool,
 }
 
 /// Why tracing cannot go on.
@@ -295,6 +299,7 @@ impl Tracer {
                     stacks: options.stacks,
                     stack_depth: options.stack_depth,
                     sample_interval_bytes: options.sample_interval,
+                    leaks: options.leaks,
                 },
             },
             began: Instant::now(),

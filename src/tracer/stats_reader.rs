@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::sys;
 use crate::allocator::walk;
+use crate::allocator::walk::Extents;
 use crate::allocator::walk::Walk;
 use crate::event::AllocatorFigures;
 use crate::event::AllocatorReading;
@@ -193,18 +194,32 @@ impl Reader {
     }
 
     /// Looks through the heap, by figures that were just read through the same thread; `places` is where large blocks may
-    /// be.
-    pub(super) fn walk(tid: u32, figures: &Figures, places: &[(u64, u64)]) -> Walk {
+    /// be. Lists up to `most_blocks` blocks, and all memory that is the allocator's.
+    pub(super) fn walk(
+        &self,
+        tid: u32,
+        figures: &Figures,
+        places: &[(u64, u64)],
+        most_blocks: usize,
+    ) -> (Walk, Extents) {
         let large = walk::Large {
             blocks: figures.counters.live_large_blocks,
             places,
         };
-        walk::walk(
+        let (walk, mut extents) = walk::walk_with_extents(
             &figures.page,
             &MemoryOf(tid),
             large,
             walk::Limits::default(),
-        )
+            most_blocks,
+        );
+        let page = (self.page, size_of::<Page>() as u64);
+        let caches = self.caches.iter().map(|cache| (*cache, walk::CACHE_BYTES));
+        let records = caches.chain([page]);
+        extents
+            .own
+            .extend(records.map(|(start, bytes)| (start, start.saturating_add(bytes))));
+        (walk, extents)
     }
 
     /// The heap errors that have not been told. Of many at once, the page keeps the latest.

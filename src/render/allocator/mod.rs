@@ -3,6 +3,7 @@
 
 mod checks;
 mod heap_errors;
+mod leaks;
 mod samples;
 #[cfg(test)]
 pub(super) mod tests;
@@ -10,6 +11,7 @@ pub(super) mod tests;
 pub(super) use checks::checks;
 pub(super) use heap_errors::HeapErrorPart;
 pub(super) use heap_errors::heap_errors;
+pub(super) use leaks::leaks;
 pub(super) use samples::samples;
 
 use std::cmp::Reverse;

@@ -124,6 +124,7 @@ fn account(counters: Counters) -> AllocatorReport {
     };
     AllocatorReport {
         samples: None,
+        leaks: None,
         setup: Some(setup()),
         last: Some(moment.clone()),
         largest: Some(moment),
@@ -166,6 +167,7 @@ fn account(counters: Counters) -> AllocatorReport {
 fn unheard(name: &str) -> AllocatorReport {
     AllocatorReport {
         samples: None,
+        leaks: None,
         name: name.into(),
         setup: None,
         absence: None,
@@ -281,6 +283,7 @@ fn absent() -> Report {
     let mut report = program(&["static-one"], &[132 * 1_024]);
     main(&mut report).allocator = Some(AllocatorReport {
         samples: None,
+        leaks: None,
         absence: Some(absence()),
         ..unheard("bundled")
     });
@@ -461,6 +464,7 @@ fn programs_that_ran_without_it_are_counted_with_the_reason() {
         let space = report.address_spaces.last_mut().unwrap();
         space.allocator = Some(AllocatorReport {
             samples: None,
+            leaks: None,
             absence: Some(absence()),
             ..unheard("bundled")
         });
