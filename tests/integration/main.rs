@@ -20,6 +20,7 @@ mod foreign_abi;
 mod hostile_files;
 mod kernel_view;
 mod layers;
+mod leaks;
 mod lifecycle;
 mod preloaded;
 mod processes;

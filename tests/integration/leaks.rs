@@ -1,0 +1,360 @@
+//! Blocks that were not freed, by what leads to them: against what the program says of itself, and against Valgrind.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use breaktrace::event::BlockCount;
+use breaktrace::event::LeaksFound;
+use breaktrace::report::AllocatorReport;
+use breaktrace::report::LostSums;
+use breaktrace::report::Report;
+
+use crate::support::Ended;
+use crate::support::Traced;
+use crate::support::breaktrace;
+use crate::support::compile;
+use crate::support::finish;
+use crate::support::folder;
+use crate::support::installed;
+use crate::support::python;
+use crate::support::skip;
+use crate::support::trace;
+
+const LEAKS: [&str; 3] = ["--allocator", "bundled", "--leaks"];
+const LEAKS_BY_PATH: [&str; 5] = [
+    "--allocator",
+    "bundled",
+    "--leaks",
+    "--sample-allocations",
+    "1",
+];
+
+fn program() -> Option<PathBuf> {
+    compile("leaks", &["-O2", "-g", "-pthread"])
+}
+
+fn run(options: &[&str], words: &[&str]) -> Option<Traced> {
+    let Some(program) = program() else {
+        skip("there is no C compiler");
+        return None;
+    };
+    let command = std::iter::once(program.as_os_str()).chain(words.iter().map(AsRef::as_ref));
+    Some(trace(options, command))
+}
+
+#[track_caller]
+fn allocator(report: &Report, space: usize) -> &AllocatorReport {
+    report.address_spaces[space].allocator.as_ref().unwrap()
+}
+
+#[track_caller]
+fn found(report: &Report, space: usize) -> &LeaksFound {
+    let leaks = allocator(report, space).leaks.as_ref().unwrap();
+    assert_eq!(leaks.stopped, None);
+    leaks.found.as_ref().unwrap()
+}
+
+/// What is lost of the blocks that a function asked for.
+#[track_caller]
+fn lost_of(report: &Report, function: &str) -> LostSums {
+    let samples = allocator(report, 0).samples.as_ref().unwrap();
+    let path = samples.paths.iter().find(|path| {
+        let culprit = path.culprit.as_ref();
+        culprit.is_some_and(|culprit| culprit.name == function)
+    });
+    path.unwrap_or_else(|| panic!("{function} is not named"))
+        .lost
+        .unwrap()
+}
+
+/// A line of what the program says: a name, blocks, bytes.
+#[track_caller]
+fn told(ended: &Ended, name: &str) -> BlockCount {
+    let line = ended
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .unwrap_or_else(|| panic!("{name}: {}", ended.stdout));
+    let (blocks, bytes) = line.split_once(' ').unwrap();
+    BlockCount {
+        blocks: blocks.parse().unwrap(),
+        bytes: bytes.parse().unwrap(),
+    }
+}
+
+fn sum(ended: &Ended, names: &[&str]) -> BlockCount {
+    let mut sum = BlockCount::default();
+    for count in names.iter().map(|name| told(ended, name)) {
+        sum.blocks += count.blocks;
+        sum.bytes += count.bytes;
+    }
+    sum
+}
+
+const LOST: [&str; 4] = ["lose_small", "lose_large", "lose_list", "lose_ring"];
+
+/// What the program says of its blocks is what was found.
+#[track_caller]
+fn expect_told(found: &LeaksFound, ended: &Ended) {
+    assert_eq!(found.lost, sum(ended, &LOST));
+    assert_eq!(
+        found.indirectly_lost,
+        sum(ended, &["with_list", "with_ring"])
+    );
+    assert_eq!(found.possibly_lost, sum(ended, &["keep_insides"]));
+    assert_eq!(found.reachable, sum(ended, &["keep_array", "keep_list"]));
+    assert_eq!(found.unreadable_bytes, 0);
+}
+
+#[test]
+fn lost_and_kept_blocks_are_told_apart_as_the_program_knows_them() {
+    for more in [&[][..], &["--guard"], &["--heap-policy", "eager"]] {
+        let Some(traced) = run(&[&LEAKS_BY_PATH, more].concat(), &[]) else {
+            return;
+        };
+        traced.ended.expect_code(0);
+        expect_told(found(&traced.report, 0), &traced.ended);
+        for name in LOST {
+            let lost = lost_of(&traced.report, name);
+            let told = told(&traced.ended, name);
+            assert_eq!(lost.lost.samples, told.blocks, "{name}");
+            assert_eq!(lost.lost.estimated_bytes, told.bytes, "{name}");
+        }
+        for (name, with) in [("lose_list", "with_list"), ("lose_ring", "with_ring")] {
+            let lost = lost_of(&traced.report, name).indirectly_lost;
+            assert_eq!(lost.samples, told(&traced.ended, with).blocks);
+        }
+        for name in ["keep_array", "keep_list"] {
+            assert_eq!(lost_of(&traced.report, name), LostSums::default(), "{name}");
+        }
+        let insides = lost_of(&traced.report, "keep_insides");
+        assert_eq!(insides.possibly_lost, insides.total());
+    }
+}
+
+#[test]
+fn without_samples_the_same_is_found() {
+    let Some(traced) = run(&LEAKS, &[]) else {
+        return;
+    };
+    expect_told(found(&traced.report, 0), &traced.ended);
+    assert_eq!(allocator(&traced.report, 0).samples, None);
+}
+
+/// What Valgrind's summary says of a kind of leaks.
+fn summed_up(summary: &str, kind: &str) -> BlockCount {
+    let line = summary
+        .lines()
+        .find_map(|line| line.split_once(kind).map(|(_, rest)| rest));
+    let numbers: Vec<u64> = line
+        .unwrap_or_else(|| panic!("{kind}: {summary}"))
+        .split(|letter: char| !letter.is_ascii_digit() && letter != ',')
+        .filter_map(|number| number.replace(',', "").parse().ok())
+        .collect();
+    BlockCount {
+        blocks: numbers[1],
+        bytes: numbers[0],
+    }
+}
+
+#[test]
+fn valgrind_judges_the_same() {
+    let Some(valgrind) = installed(&["valgrind"]) else {
+        return skip("there is no valgrind");
+    };
+    let (Some(program), Some(traced)) = (program(), run(&LEAKS, &[])) else {
+        return;
+    };
+    let valgrind = Command::new(valgrind)
+        .args(["--leak-check=full", "--leak-check-heuristics=none"])
+        .arg(program)
+        .output()
+        .unwrap();
+    let summary = String::from_utf8_lossy(&valgrind.stderr);
+    let found = found(&traced.report, 0);
+    for (kind, ours) in [
+        ("definitely lost:", found.lost),
+        ("indirectly lost:", found.indirectly_lost),
+        ("possibly lost:", found.possibly_lost),
+        ("still reachable:", found.reachable),
+    ] {
+        assert_eq!(summed_up(&summary, kind), ours, "{kind} {summary}");
+    }
+}
+
+#[test]
+fn what_waiting_threads_keep_is_not_lost() {
+    let Some(traced) = run(&LEAKS_BY_PATH, &["threads"]) else {
+        return;
+    };
+    let found = found(&traced.report, 0);
+    // Each thread has a block on its stack and one in its own variables.
+    assert_eq!(found.lost, sum(&traced.ended, &LOST));
+    let kept = lost_of(&traced.report, "wait_for_ever");
+    assert_eq!(kept, LostSums::default());
+    let least = sum(&traced.ended, &["keep_array", "keep_list"]);
+    assert!(found.reachable.blocks >= least.blocks + 8, "{found:?}");
+}
+
+#[test]
+fn a_forked_child_is_judged_by_its_own_memory() {
+    let Some(traced) = run(&LEAKS_BY_PATH, &["fork"]) else {
+        return;
+    };
+    let (parent, child) = (found(&traced.report, 0), found(&traced.report, 1));
+    assert_eq!(parent.lost, BlockCount::default());
+    assert_eq!(parent.reachable.blocks, 17 + 11);
+    assert_eq!(child.lost.blocks, 17 + 1, "the array, and the list's first");
+    assert_eq!(child.indirectly_lost.blocks, 10);
+    assert_eq!(child.possibly_lost, parent.possibly_lost);
+}
+
+#[test]
+fn pointers_in_shared_and_read_only_memory_and_far_inside_of_blocks_count() {
+    let Some(traced) = run(&LEAKS, &["hidden"]) else {
+        return;
+    };
+    let found = found(&traced.report, 0);
+    assert_eq!(found.lost, BlockCount::default(), "{found:?}");
+    assert_eq!(found.reachable.blocks, 17 + 11 + 4);
+    // Of the wide block only what was written is read.
+    assert!(found.searched_bytes < 32 << 20, "{found:?}");
+}
+
+#[test]
+fn of_a_program_that_frees_everything_nothing_is_lost() {
+    let Some(program) = program() else {
+        return skip("there is no C compiler");
+    };
+    let ended = finish(
+        breaktrace()
+            .arg("run")
+            .args(LEAKS)
+            .arg("--")
+            .arg(program)
+            .arg("nothing"),
+    );
+    ended.expect_code(0);
+    assert!(ended.stderr.contains("nothing is lost"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_program_that_was_replaced_is_not_judged_and_the_next_one_is() {
+    let Some(traced) = run(&LEAKS, &["exec"]) else {
+        return;
+    };
+    let judged: Vec<&AllocatorReport> = traced
+        .report
+        .address_spaces
+        .iter()
+        .filter_map(|space| space.allocator.as_ref())
+        .filter(|allocator| allocator.setup.is_some())
+        .collect();
+    assert_eq!(judged.len(), 2);
+    assert_eq!(judged[0].leaks, None);
+    let found = judged[1].leaks.as_ref().unwrap().found.as_ref().unwrap();
+    assert_eq!(found.lost, BlockCount::default());
+}
+
+#[test]
+fn a_program_that_was_killed_is_judged_rightly_or_not_at_all() {
+    let Some(traced) = run(&LEAKS, &["killed"]) else {
+        return;
+    };
+    // Whether the kernel still shows the memory differs between versions.
+    if let Some(leaks) = &allocator(&traced.report, 0).leaks {
+        expect_told(leaks.found.as_ref().unwrap(), &traced.ended);
+    }
+}
+
+#[test]
+fn the_text_names_who_asked_for_lost_blocks_or_says_how_to_learn_it() {
+    let Some(program) = program() else {
+        return skip("there is no C compiler");
+    };
+    let text = |options: &[&str]| {
+        let ended = finish(
+            breaktrace()
+                .arg("run")
+                .args(options)
+                .arg("--")
+                .arg(&program),
+        );
+        ended
+            .stderr
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let by_path = text(&LEAKS_BY_PATH);
+    for part in [
+        "Leaks: 25 blocks with 2.00 MiB lost; 13 blocks with 1.02 KiB lost with them; 13 blocks with 624 B possibly \
+         lost; 28 blocks with",
+        "2.05 KiB 21 – – lose_small (leaks.c:",
+        "80 B 1 720 B – lose_list (leaks.c:",
+        "lost is what no word leads to in the",
+    ] {
+        assert!(by_path.contains(part), "{part}: {by_path}");
+    }
+    let by_size = text(&LEAKS);
+    for part in [
+        "lost: 2 of 1 MiB, 21 of 100 B, 2 of 80 B",
+        "--sample-allocations 1 tells who asked for them",
+    ] {
+        assert!(by_size.contains(part), "{part}: {by_size}");
+    }
+}
+
+#[test]
+fn a_replayed_log_gives_the_same_leaks() {
+    let Some(program) = program() else {
+        return skip("there is no C compiler");
+    };
+    let folder = folder();
+    let (events, report) = (folder.path().join("e.jsonl"), folder.path().join("r.json"));
+    finish(
+        breaktrace()
+            .args(["run", "-q"])
+            .args(LEAKS_BY_PATH)
+            .arg("--events")
+            .arg(&events)
+            .arg("-o")
+            .arg(&report)
+            .arg("--")
+            .arg(program),
+    )
+    .expect_code(0);
+    let again = finish(breaktrace().arg("report").arg(&events).arg("--json"));
+    assert!(again.stdout.contains("indirectly_lost"));
+    assert!(again.stdout == std::fs::read_to_string(&report).unwrap());
+}
+
+#[test]
+fn python_does_the_same_while_its_leaks_are_looked_for() {
+    let Some(python) = python() else {
+        return skip("there is no python3");
+    };
+    let script = "import json; print(json.dumps({str(i): [i] * 3 for i in range(500)}))";
+    let alone = Command::new(&python).args(["-c", script]).output().unwrap();
+    let ended = finish(
+        breaktrace()
+            .args(["run", "-q"])
+            .args(LEAKS)
+            .arg("--")
+            .arg(python)
+            .args(["-c", script]),
+    );
+    ended.expect_code(0);
+    assert_eq!(ended.stdout.as_bytes(), alone.stdout);
+}
+
+#[test]
+fn leaks_are_looked_for_with_the_bundled_allocator_only() {
+    let ended = finish(breaktrace().args(["run", "--leaks", "--", "true"]));
+    assert!(
+        ended.stderr.contains("--allocator bundled"),
+        "{}",
+        ended.stderr
+    );
+    assert_ne!(ended.ending().0, Some(0));
+}
