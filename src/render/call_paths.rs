@@ -30,17 +30,8 @@ const SMALLEST_BRANCH: f64 = 0.01;
 const MOST_BRANCHES: usize = 12;
 /// Columns of a function's name in a path before its middle is left out.
 const LONGEST_NAME: usize = 48;
-/// What calls `main`, and the first function of a thread, in glibc.
-const STARTS: [&str; 8] = [
-    "__libc_start_call_main",
-    "__libc_start_main_impl",
-    "__libc_start_main",
-    "_start",
-    "start_thread",
-    "clone3",
-    "__clone3",
-    "clone",
-];
+/// Where programs and threads begin, in glibc, beside `__libc_start_…`; Rust has a function of its own around `main`.
+const STARTS: [&str; 5] = ["_start", "start_thread", "clone3", "__clone3", "clone"];
 /// Functions of a stack that are told in a sentence.
 const CHAIN: usize = 5;
 /// What stands for memory that no recorded stack made.
@@ -258,8 +249,17 @@ fn name_of(step: &str) -> &str {
 /// How many functions there are without those outside of `main`, or of a thread's first function, by which every stack
 /// begins; the innermost stays in any case.
 fn without_start(names: &[&str]) -> usize {
-    let first = names.iter().rposition(|name| !STARTS.contains(name));
-    first.map_or(names.len().min(1), |index| index + 1)
+    // What calls it has no name in a program stripped of its symbols.
+    let end = names
+        .iter()
+        .position(|name| {
+            name.starts_with("__libc_start_") || name.ends_with("__rust_begin_short_backtrace")
+        })
+        .unwrap_or(names.len());
+    let is_start =
+        |name: &str| STARTS.contains(&name) || name.starts_with("core::ops::function::FnOnce");
+    let last = names[..end].iter().rposition(|name| !is_start(name));
+    last.map_or(names.len().min(1), |index| index + 1)
 }
 
 /// A step of a call path, `function (file)`, with the function's name shortened.
@@ -572,8 +572,15 @@ fn frame_lines(
         lines.push(Line::of(tone, &format!("{indent}{mark} {text}")));
     };
     if frame.functions.is_empty() {
+        // Once for each module.
+        let is_told = stack.frames[..depth].iter().any(|index| {
+            let before = stacks.frames.get(*index as usize);
+            before
+                .is_some_and(|before| before.functions.is_empty() && before.module == frame.module)
+        });
         let build_id = module
             .and_then(|module| module.build_id.as_deref())
+            .filter(|_| !is_told)
             .map(|id| format!(" (build ID {id})"))
             .unwrap_or_default();
         push(
@@ -630,6 +637,30 @@ pub(super) fn main_grower(report: &Report, space: &SpaceReport) -> Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ways_end_at_main_and_at_a_threads_function() {
+        assert_eq!(
+            without_start(&["grow", "main", "__libc_start_call_main", "_start"]),
+            2
+        );
+        assert_eq!(
+            without_start(&["sqlite3+0x911d", "__libc_start_main", "sqlite3+0x9a0e"]),
+            1
+        );
+        assert_eq!(without_start(&["work", "start_thread", "clone3"]), 1);
+        let rust = [
+            "table::grow",
+            "table::main",
+            "core::ops::function::FnOnce::call_once",
+            "std::sys::backtrace::__rust_begin_short_backtrace",
+            "std::rt::lang_start::{{closure}}",
+        ];
+        assert_eq!(without_start(&rust), 2);
+        assert_eq!(without_start(&["_start"]), 1);
+        assert_eq!(without_start(&["grow", "main"]), 2);
+        assert_eq!(without_start(&[]), 0);
+    }
 
     #[test]
     fn long_names_keep_their_ends() {

@@ -55,6 +55,7 @@ struct Group {
 const LIBC: &[&str] = &["libc.so", "libc-2", "libc.musl", "ld-musl"];
 const LOADER: &[&str] = &["ld-linux", "ld-2", "ld.so", "ld64.so"];
 const CPYTHON: &[&str] = &["python", "libpython"];
+const REDIS: &[&str] = &["redis", "valkey"];
 const GCC: &[&str] = &[
     "cc1", "lto", "gcc", "g++", "cpp", "collect2", "f951", "gnat1",
 ];
@@ -419,6 +420,17 @@ const PASSING: &[Group] = &[
         ],
         beginnings: &[],
     },
+    // Redis' and Valkey's strings (sds.c, object.c), which are their callers'.
+    Group {
+        within: Within::Modules(REDIS),
+        names: &[
+            "createStringObject",
+            "createRawStringObject",
+            "createEmbeddedStringObject",
+            "dupStringObject",
+        ],
+        beginnings: &["sds", "_sds"],
+    },
     // glibc's streams (libio): their buffers are for who writes to them first.
     Group {
         within: Within::Modules(LIBC),
@@ -727,6 +739,29 @@ mod tests {
                 "start @ a"
             ]),
             "start"
+        );
+        // A stream's buffer is for the one who wrote to it first, be it by printf.
+        assert_eq!(
+            named(&[
+                "malloc @ libc.so.6",
+                "_IO_file_doallocate @ libc.so.6",
+                "_IO_new_file_overflow @ libc.so.6",
+                "vfprintf @ libc.so.6",
+                "printf @ libc.so.6",
+                "report @ a",
+                "main @ a"
+            ]),
+            "report"
+        );
+        assert_eq!(
+            named(&[
+                "mmap64 @ libc.so.6",
+                "je_malloc @ libjemalloc.so.2",
+                "_sdsnewlen @ redis-server",
+                "createStringObject @ redis-server",
+                "processMultibulkBuffer @ redis-server"
+            ]),
+            "processMultibulkBuffer"
         );
     }
 

@@ -17,6 +17,7 @@ mod culprits;
 mod demo;
 mod errors;
 mod foreign_abi;
+mod formats;
 mod hostile_files;
 mod kernel_view;
 mod layers;

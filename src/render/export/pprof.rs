@@ -2,7 +2,9 @@
 //! (<https://github.com/google/pprof/blob/main/proto/profile.proto>, which gives the numbers of the fields).
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io::Write;
 
 use flate2::Compression;
@@ -22,6 +24,9 @@ use crate::report::Report;
 use crate::report::SpaceReport;
 use crate::report::StackFrame;
 use crate::report::StackGrowth;
+
+/// Most names of functions that pprof is told to leave out.
+const MOST_DROPPED: usize = 2000;
 
 /// Which memory a value is of.
 type Part = fn(&StackGrowth, Measure) -> u64;
@@ -120,6 +125,7 @@ impl<'a> Profile<'a> {
         profile.mappings(report);
         profile.locations();
         profile.functions();
+        profile.drop_frames(report);
         profile.times(report);
         profile.comments(report);
         let default = profile.text(measure.name());
@@ -230,7 +236,11 @@ impl<'a> Profile<'a> {
                 *end = (*end).max(offset.0.saturating_add(1));
             }
         }
-        for (number, (module, end)) in (1..).zip(stacks.modules.iter().zip(ends)) {
+        let mut modules: Vec<_> = (1..).zip(stacks.modules.iter().zip(ends)).collect();
+        // pprof takes the first for the program.
+        let program = report.main().map(|space| space.program.as_str());
+        modules.sort_by_key(|(_, (module, _))| Some(module.path.as_str()) != program);
+        for (number, (module, end)) in modules {
             let mut mapping = Message::default();
             mapping.number(1, number);
             mapping.number(3, end);
@@ -265,7 +275,7 @@ impl<'a> Profile<'a> {
             };
             for function in functions {
                 let mut line = Message::default();
-                let key = (function.name, function.file);
+                let key = (name_of(&function), function.file);
                 line.number(1, self.functions.position(key) + 1);
                 line.number(2, function.line.map_or(0, u64::from));
                 location.message(4, &line);
@@ -284,6 +294,41 @@ impl<'a> Profile<'a> {
             function.number(3, name);
             function.number(4, file);
             self.message.message(5, &function);
+        }
+    }
+
+    /// Tells pprof which functions merely pass requests on, so that it shows the culprits in their place.
+    ///
+    /// pprof cuts a stack at the outermost function whose name matches, so that only names count that stand nowhere else.
+    fn drop_frames(&mut self, report: &Report) {
+        let (mut inside, mut outside) = (BTreeSet::new(), HashSet::new());
+        for stack in report.stacks.iter().flat_map(|stacks| &stacks.stacks) {
+            let Some(culprit) = stack.culprit else {
+                continue;
+            };
+            for (depth, position) in (0..).zip(&stack.frames) {
+                let Some(frame) = self.table.frame(*position) else {
+                    continue;
+                };
+                for (number, function) in (0..).zip(self.table.functions(frame)) {
+                    let name = without_arguments(&name_of(&function)).to_owned();
+                    if (depth, number) < (culprit.depth, culprit.function) {
+                        inside.insert(name);
+                    } else {
+                        outside.insert(name);
+                    }
+                }
+            }
+        }
+        let names: Vec<String> = inside
+            .into_iter()
+            .filter(|name| !outside.contains(name))
+            .take(MOST_DROPPED)
+            .map(|name| escaped(&name))
+            .collect();
+        if !names.is_empty() {
+            let expression = self.text(&names.join("|"));
+            self.message.number(7, expression);
         }
     }
 
@@ -307,6 +352,42 @@ impl<'a> Profile<'a> {
             .collect::<Vec<_>>();
         self.message.numbers(13, comments);
     }
+}
+
+/// A function's name. What stands in angle brackets pprof takes for arguments of templates and leaves out, and with it the
+/// whole of Python's `<module>`.
+fn name_of(function: &NamedFrame) -> String {
+    if function.is_interpreted {
+        function.name.replace('<', "[").replace('>', "]")
+    } else {
+        function.name.clone()
+    }
+}
+
+/// A function's name as pprof compares it: without arguments (profile/prune.go, `simplifyFunc`).
+fn without_arguments(name: &str) -> &str {
+    let is_reserved = |rest: &str| {
+        ["(anonymous namespace)", "()"]
+            .iter()
+            .any(|word| rest.starts_with(word))
+            && rest != "()"
+    };
+    name.match_indices('(')
+        .map(|(at, _)| at)
+        .find(|at| *at > 0 && !is_reserved(&name[*at..]))
+        .map_or(name, |at| &name[..at])
+}
+
+/// A name as a regular expression of Go's that matches nothing else.
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for character in name.chars() {
+        if r"\.+*?()|[]{}^$".contains(character) {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text
 }
 
 /// The position of a frame's module.
@@ -427,7 +508,7 @@ mod tests {
                 "malloc",
                 "fast.so+0x1234",
                 "load",
-                "<module>"
+                "[module]"
             ]
         );
         let inlined = profile
