@@ -98,7 +98,7 @@ struct MediumBin {
     chunks: [Medium; MEDIUM_DEPTH],
 }
 
-/// See the module's description. Zero bytes are an empty cache, but for what [`Cache::begin`] sets.
+/// See the module's description. Zero bytes are an empty cache, but for what `begin` sets.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Cache {

@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded_and_what_is_left_out_is_counted() {
         let mut log = SampleLog::default();
-        for number in 0..MOST_STACKS as u32 + 10 {
+        for number in 0..u32::try_from(MOST_STACKS).unwrap() + 10 {
             let owner = Some(StackId(number));
             log.sampled(block(u64::from(number) * 16, 1, 1), owner);
             log.freed(Address(u64::from(number) * 16), owner);

@@ -15,6 +15,7 @@ use super::proc;
 use super::stats_reader::ReadError;
 use super::stats_reader::Reader;
 use crate::allocator::EVERY_BLOCK;
+use crate::allocator::walk::Limits;
 use crate::allocator::walk::Walk;
 use crate::event::AbsenceReason;
 use crate::event::AllocatorAbsence;
@@ -461,8 +462,12 @@ impl Tracer {
         };
         let mappings = mapping::read(tid).unwrap_or_default();
         let places = private_memory(&mappings);
-        let most_blocks = if leaks { leaks::MOST_BLOCKS } else { 0 };
-        let (walk, extents) = reader.walk(tid, &figures, &places, most_blocks);
+        let (limits, most_blocks) = if leaks {
+            (leaks::limits(), leaks::MOST_BLOCKS)
+        } else {
+            (Limits::default(), 0)
+        };
+        let (walk, extents) = reader.walk(tid, &figures, &places, limits, most_blocks);
         for kind in seen_in_heap(&walk) {
             self.record(tid, space, kind);
         }

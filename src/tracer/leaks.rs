@@ -17,6 +17,7 @@ use super::sys;
 use super::sys::StackRegisters;
 use crate::allocator::walk::Block;
 use crate::allocator::walk::Extents;
+use crate::allocator::walk::Limits;
 use crate::allocator::walk::Memory;
 use crate::allocator::walk::Walk;
 use crate::event::BlockCount;
@@ -32,7 +33,7 @@ use crate::units::Address;
 
 /// Most blocks that a search tells apart: 16 bytes each.
 pub(super) const MOST_BLOCKS: usize = 1 << 23;
-/// Most bytes that one reads.
+/// Most bytes that one reads, and as many for the walk before it.
 const MOST_BYTES: u64 = 16 << 30;
 /// Most pages of which it asks whether they were written.
 const MOST_PAGES: u64 = 1 << 26;
@@ -43,6 +44,14 @@ const MOST_SIZES: usize = 16;
 /// What a function without calls may use below the stack pointer (System V ABI, AMD64 supplement, 3.2.2); other
 /// architectures have less.
 const RED_ZONE: u64 = 128;
+
+/// How far the walk through the heap goes before the search.
+pub(super) fn limits() -> Limits {
+    Limits {
+        bytes: MOST_BYTES,
+        ..Limits::default()
+    }
+}
 
 impl Tracer {
     /// Keeps the registers of a thread that is about to end, if it ends because its process does: what it works with is
@@ -229,7 +238,7 @@ const SWAPPED: u64 = 1 << 62;
 /// The page is that of a file, or shared.
 const OF_FILE: u64 = 1 << 61;
 /// Entries read at once.
-const ENTRIES: u64 = 8192;
+const ENTRIES: usize = 8192;
 
 /// The memory of a process that stands still.
 struct ProcessImage {
@@ -271,12 +280,12 @@ impl ProcessImage {
     fn add_written(&self, start: u64, end: u64, parts: &mut Vec<(u64, u64)>) -> Option<()> {
         let pages = self.pages.as_ref()?;
         let passed_over = if self.is_shared(start) { 0 } else { OF_FILE };
-        let mut buffer = vec![0; 8 * ENTRIES as usize];
+        let mut buffer = vec![0; 8 * ENTRIES];
         let mut page = start / self.page_size;
         let behind = end.div_ceil(self.page_size);
         while page < behind {
-            let wanted = (behind - page).min(ENTRIES);
-            let bytes = &mut buffer[..8 * wanted as usize];
+            let wanted = usize::try_from(behind - page).map_or(ENTRIES, |left| left.min(ENTRIES));
+            let bytes = &mut buffer[..8 * wanted];
             pages.read_exact_at(bytes, page * 8).ok()?;
             let (entries, _) = bytes.as_chunks::<8>();
             for (entry, page) in entries.iter().zip(page..) {
@@ -291,7 +300,7 @@ impl ProcessImage {
                     _ => parts.push((from, to)),
                 }
             }
-            page += wanted;
+            page += entries.len() as u64;
         }
         Some(())
     }
@@ -299,11 +308,12 @@ impl ProcessImage {
 
 impl Memory for ProcessImage {
     fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
-        match &self.memory {
-            // Also what the program may no longer read.
-            Some(memory) => memory.read_exact_at(bytes, address).is_ok(),
-            None => sys::read_memory(self.tid, address, bytes) == Ok(bytes.len()),
-        }
+        // The file also has what the program itself may not read; the call is faster.
+        sys::read_memory(self.tid, address, bytes) == Ok(bytes.len())
+            || self
+                .memory
+                .as_ref()
+                .is_some_and(|memory| memory.read_exact_at(bytes, address).is_ok())
     }
 }
 
@@ -376,10 +386,12 @@ mod tests {
     #[test]
     fn written_pages_of_our_own_are_found_and_read() {
         let page = proc::page_size();
-        let mut memory = vec![0_u8; 64 * page as usize];
-        let start = (memory.as_ptr().expose_provenance() as u64).next_multiple_of(page);
-        let offset = (start - memory.as_ptr().expose_provenance() as u64) as usize;
-        memory[offset + 40 * page as usize + 8] = 77;
+        let bytes = usize::try_from(page).unwrap();
+        let mut memory = vec![0_u8; 64 * bytes];
+        let first = memory.as_ptr().expose_provenance();
+        let start = first.next_multiple_of(bytes);
+        memory[start - first + 40 * bytes + 8] = 77;
+        let start = start as u64;
         let image = ProcessImage::open(std::process::id(), &[]);
         assert!(image.pages.is_some());
         let parts = image.written(start, start + 48 * page);

@@ -156,17 +156,18 @@ fn listed(tried: &[(PathBuf, FolderProblem)]) -> String {
 
 /// Bytes of address space that a 64-bit ELF file takes when it is loaded, by its program headers (elf(5)).
 fn memory_bytes(file: &[u8]) -> Option<u64> {
-    const PT_LOAD: u32 = 1;
+    const PT_LOAD: u64 = 1;
     let number = |at: usize| {
         let bytes = file.get(at..)?.get(..8)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
     let headers = usize::try_from(number(0x20)?).ok()?;
-    let [size, count] = [0x36, 0x38].map(|at| number(at).map(|both| (both & 0xffff) as usize));
+    let [size, count] =
+        [0x36, 0x38].map(|at| number(at).and_then(|both| usize::try_from(both & 0xffff).ok()));
     let (size, count) = (size?, count?);
     (0..count)
         .map(|index| headers + index * size)
-        .filter(|at| number(*at).is_some_and(|word| word as u32 == PT_LOAD))
+        .filter(|at| number(*at).is_some_and(|word| word & 0xffff_ffff == PT_LOAD))
         .filter_map(|at| number(at + 0x10)?.checked_add(number(at + 0x28)?))
         .max()
 }

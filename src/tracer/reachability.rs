@@ -16,12 +16,14 @@ use crate::allocator::walk::Memory;
 /// Bytes of a pointer.
 const WORD: u64 = 8;
 /// Bytes read at once where there are many.
-const CHUNK: usize = 256 << 10;
+const CHUNK: u64 = 256 << 10;
 /// What is kept of the heap, so that small blocks that lie together are read together.
 const PAGE: u64 = 4096;
 const KEPT_PAGES: u64 = 16 << 10;
 /// Blocks from this size on are read past the kept pages, and only where they were ever written.
 const BIG: u64 = 256 << 10;
+/// Blocks that are looked at together when one is searched for.
+const GROUP: usize = 64;
 
 /// What leads to a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,11 @@ pub(super) fn search(
 ) -> Option<Reached> {
     let mut search = Search {
         blocks,
+        groups: blocks
+            .iter()
+            .step_by(GROUP)
+            .map(|block| block.start)
+            .collect(),
         lowest: blocks.first().map_or(u64::MAX, |block| block.start),
         behind: blocks.last().map_or(0, |block| end(*block)),
         reach: vec![Reach::Lost; blocks.len()],
@@ -99,17 +106,31 @@ fn end(block: Block) -> u64 {
     block.start.saturating_add(block.size().max(1))
 }
 
+/// A page of the heap.
+struct KeptPage {
+    number: u64,
+    /// `None` if it cannot be read.
+    bytes: Option<Box<[u8]>>,
+}
+
+/// A length that fits a buffer.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// More would have to be read than allowed.
 struct TooMuch;
 
 struct Search<'a, I> {
     blocks: &'a [Block],
+    /// Where every so many blocks begin.
+    groups: Vec<u64>,
     lowest: u64,
     behind: u64,
     reach: Vec<Reach>,
     image: &'a I,
-    /// Latest pages of the heap, by number modulo how many are kept; `None` for one that cannot be read.
-    pages: HashMap<u64, (u64, Option<Box<[u8]>>)>,
+    /// Latest pages of the heap, by number modulo how many are kept.
+    pages: HashMap<u64, KeptPage>,
     left: u64,
     read_bytes: u64,
     unread_bytes: u64,
@@ -141,10 +162,14 @@ impl<I: Image> Search<'_, I> {
         if word < self.lowest || word >= self.behind {
             return None;
         }
-        let index = self
-            .blocks
-            .partition_point(|block| block.start <= word)
-            .checked_sub(1)?;
+        // Most of what a search through all blocks would look at is in no processor's cache.
+        let group = self.groups.partition_point(|start| *start <= word);
+        let first = group.checked_sub(1)? * GROUP;
+        let behind = (first + GROUP).min(self.blocks.len());
+        let index = first
+            + self.blocks[first..behind]
+                .partition_point(|block| block.start <= word)
+                .checked_sub(1)?;
         let block = self.blocks[index];
         (word < end(block)).then_some((index, word == block.start))
     }
@@ -221,13 +246,13 @@ impl<I: Image> Search<'_, I> {
         let mut at = block.start.next_multiple_of(WORD);
         while end.saturating_sub(at) >= WORD {
             let stop = ((at | (PAGE - 1)) + 1).min(end);
-            let from = (at % PAGE) as usize;
-            let length = (stop - at) as usize;
+            let from = length(at % PAGE);
+            let behind = from + length(stop - at);
             let mut words = std::mem::take(&mut self.words);
             words.clear();
             match self.page(at / PAGE)? {
                 Some(bytes) => {
-                    let (chunks, _) = bytes[from..from + length].as_chunks::<8>();
+                    let (chunks, _) = bytes[from..behind].as_chunks::<8>();
                     words.extend(chunks.iter().map(|word| u64::from_ne_bytes(*word)));
                 }
                 None => self.unread_bytes += stop - at,
@@ -248,20 +273,16 @@ impl<I: Image> Search<'_, I> {
         if self
             .pages
             .get(&slot)
-            .is_none_or(|(kept, _)| *kept != number)
+            .is_none_or(|kept| kept.number != number)
         {
             self.spend(PAGE)?;
-            let mut bytes = match self.pages.remove(&slot) {
-                Some((_, Some(bytes))) => bytes,
-                _ => vec![0; PAGE as usize].into_boxed_slice(),
-            };
+            let old = self.pages.remove(&slot).and_then(|kept| kept.bytes);
+            let mut bytes = old.unwrap_or_else(|| vec![0; length(PAGE)].into_boxed_slice());
             let is_read = self.image.read(number * PAGE, &mut bytes);
-            self.pages.insert(slot, (number, is_read.then_some(bytes)));
+            let bytes = is_read.then_some(bytes);
+            self.pages.insert(slot, KeptPage { number, bytes });
         }
-        Ok(self
-            .pages
-            .get(&slot)
-            .and_then(|(_, bytes)| bytes.as_deref()))
+        Ok(self.pages.get(&slot).and_then(|kept| kept.bytes.as_deref()))
     }
 
     /// Looks at the words in a range, where it was ever written.
@@ -275,10 +296,10 @@ impl<I: Image> Search<'_, I> {
         for (start, end) in self.image.written(start, end) {
             let mut at = start.next_multiple_of(WORD);
             while end.saturating_sub(at) >= WORD {
-                let length = (end - at).min(CHUNK as u64) & !(WORD - 1);
-                self.spend(length)?;
-                self.chunk(at, length, &mut buffer, &seen);
-                at += length;
+                let bytes = (end - at).min(CHUNK) & !(WORD - 1);
+                self.spend(bytes)?;
+                self.chunk(at, bytes, &mut buffer, &seen);
+                at += bytes;
             }
         }
         Ok(())
@@ -288,24 +309,24 @@ impl<I: Image> Search<'_, I> {
     fn chunk(
         &mut self,
         start: u64,
-        length: u64,
+        bytes: u64,
         buffer: &mut Vec<u8>,
         seen: &impl Fn(&mut Self, u64),
     ) {
-        buffer.resize(length as usize, 0);
+        buffer.resize(length(bytes), 0);
         if self.image.read(start, buffer) {
-            self.read_bytes += length;
+            self.read_bytes += bytes;
             self.words(buffer, seen);
             return;
         }
-        let end = start + length;
+        let end = start + bytes;
         let mut at = start;
         while at < end {
             let stop = ((at | (PAGE - 1)) + 1).min(end);
-            let part = &mut buffer[..(stop - at) as usize];
+            let part = &mut buffer[..length(stop - at)];
             if self.image.read(at, part) {
                 self.read_bytes += stop - at;
-                self.words(&buffer[..(stop - at) as usize], seen);
+                self.words(part, seen);
             } else {
                 self.unread_bytes += stop - at;
             }
@@ -358,7 +379,7 @@ mod tests {
             let Some(offset) = address.checked_sub(start) else {
                 return false;
             };
-            let found = part.get(offset as usize..offset as usize + bytes.len());
+            let found = part.get(length(offset)..length(offset) + bytes.len());
             found.map(|found| bytes.copy_from_slice(found)).is_some()
         }
     }
@@ -379,8 +400,8 @@ mod tests {
                 at = (at + size + 16).next_multiple_of(16);
             }
             Self {
-                data: vec![0; 3 * PAGE as usize],
-                heap: vec![0; (at - HEAP).next_multiple_of(PAGE) as usize],
+                data: vec![0; 3 * length(PAGE)],
+                heap: vec![0; length((at - HEAP).next_multiple_of(PAGE))],
                 blocks,
                 unreadable: None,
             }
@@ -391,7 +412,7 @@ mod tests {
                 HEAP.. => (&mut self.heap, HEAP),
                 _ => (&mut self.data, DATA),
             };
-            let at = (address - start) as usize;
+            let at = length(address - start);
             part[at..at + 8].copy_from_slice(&word.to_ne_bytes());
         }
 
@@ -518,12 +539,12 @@ mod tests {
             (state >> 33) % below
         };
         for _ in 0..300 {
-            let count = 2 + random(30) as usize;
+            let count = 2 + length(random(30));
             let mut fake = Fake::with(&vec![64; count]);
             let mut edges = Vec::new();
             for place in 0..random(count as u64) {
-                let from = (random(4) != 0).then(|| random(count as u64) as usize);
-                let (to, inside) = (random(count as u64) as usize, 8 * random(2));
+                let from = (random(4) != 0).then(|| length(random(count as u64)));
+                let (to, inside) = (length(random(count as u64)), 8 * random(2));
                 let target = fake.blocks[to].start + inside;
                 match from {
                     Some(from) => {

@@ -200,19 +200,15 @@ impl Reader {
         tid: u32,
         figures: &Figures,
         places: &[(u64, u64)],
+        limits: walk::Limits,
         most_blocks: usize,
     ) -> (Walk, Extents) {
         let large = walk::Large {
             blocks: figures.counters.live_large_blocks,
             places,
         };
-        let (walk, mut extents) = walk::walk_with_extents(
-            &figures.page,
-            &MemoryOf(tid),
-            large,
-            walk::Limits::default(),
-            most_blocks,
-        );
+        let (walk, mut extents) =
+            walk::walk_with_extents(&figures.page, &MemoryOf(tid), large, limits, most_blocks);
         let page = (self.page, size_of::<Page>() as u64);
         let caches = self.caches.iter().map(|cache| (*cache, walk::CACHE_BYTES));
         let records = caches.chain([page]);
