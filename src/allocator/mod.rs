@@ -71,6 +71,10 @@ use size_class::small_bytes;
 #[cfg(not(preload))]
 pub(crate) use sampling::EVERY_BLOCK;
 
+/// Bytes of an arena's record.
+#[cfg(not(preload))]
+pub(crate) const ARENA_BYTES: usize = size_of::<Arena>();
+
 use crate::stats_page::Cause;
 use crate::stats_page::Counters;
 use crate::stats_page::FoundBy;

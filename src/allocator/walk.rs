@@ -19,7 +19,6 @@ use std::collections::BTreeSet;
 use super::arena::Arena;
 use super::arena::SEGMENT_RECORD;
 use super::arena::Segment;
-use super::cache::Cache;
 use super::chunk::Chunk;
 use super::chunk::END;
 use super::chunk::FRONT;
@@ -62,6 +61,19 @@ pub struct Limits {
     pub errors: usize,
     /// Sizes told at most.
     pub sizes: usize,
+    /// Live blocks told one by one at most.
+    pub blocks: usize,
+}
+
+/// A live block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveBlock {
+    /// Its address.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Whether it is a sample.
+    pub is_sample: bool,
 }
 
 impl Default for Limits {
@@ -70,6 +82,7 @@ impl Default for Limits {
             bytes: 512 << 20,
             errors: 64,
             sizes: 16,
+            blocks: 0,
         }
     }
 }
@@ -135,6 +148,10 @@ pub struct Walk {
     pub live_bytes: u64,
     /// The sizes that most of these bytes have, most first.
     pub largest: Vec<Size>,
+    /// Live blocks, as many as [`Limits`] allow to tell.
+    pub blocks: Vec<LiveBlock>,
+    /// Where the heap's blocks lie: first address, and the one behind the last, of segments and large blocks' mappings.
+    pub spans: Vec<(u64, u64)>,
     /// What was overwritten, in the order of addresses within each segment.
     pub damage: Vec<Damage>,
     /// More of it was found than [`Limits`] allow to tell.
@@ -176,56 +193,6 @@ impl core::fmt::Display for Stop {
     }
 }
 
-/// A live block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Its address.
-    pub start: u64,
-    /// Bytes asked for, and the mark of a sample: programs may have millions of these.
-    size_and_mark: u64,
-}
-
-impl Block {
-    const SAMPLE: u64 = 1 << 63;
-
-    /// A block of `size` bytes, which is a sample or not.
-    #[must_use]
-    pub fn new(start: u64, size: u64, is_sample: bool) -> Self {
-        let mark = if is_sample { Self::SAMPLE } else { 0 };
-        Self {
-            start,
-            size_and_mark: size & !Self::SAMPLE | mark,
-        }
-    }
-
-    /// Bytes asked for.
-    #[must_use]
-    pub fn size(self) -> u64 {
-        self.size_and_mark & !Self::SAMPLE
-    }
-
-    /// Whether the tracer was told of it.
-    #[must_use]
-    pub fn is_sample(self) -> bool {
-        self.size_and_mark & Self::SAMPLE != 0
-    }
-}
-
-/// What belongs to a heap.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extents {
-    /// Live blocks by address; no two overlap.
-    pub blocks: Vec<Block>,
-    /// The memory that blocks lie in, and arenas' records: first address, and the one behind the last. By address; some may
-    /// overlap. Thread caches lie elsewhere.
-    pub own: Vec<(u64, u64)>,
-    /// There were more blocks than were to be listed.
-    pub more_blocks: bool,
-}
-
-/// Bytes of a thread cache's records.
-pub const CACHE_BYTES: u64 = size_of::<Cache>() as u64;
-
 /// Large blocks lie in mappings of their own, to which nothing leads but the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Large<'a> {
@@ -238,21 +205,7 @@ pub struct Large<'a> {
 /// Looks through the heap that `page` was read from: all arenas, then for large blocks.
 #[must_use]
 pub fn walk(page: &Page, memory: &impl Memory, large: Large<'_>, limits: Limits) -> Walk {
-    walk_with_extents(page, memory, large, limits, 0).0
-}
-
-/// As [`walk`], and lists up to `most_blocks` blocks. Of memory that the walk did not get to, the extents are not known.
-#[must_use]
-pub fn walk_with_extents(
-    page: &Page,
-    memory: &impl Memory,
-    large: Large<'_>,
-    limits: Limits,
-    most_blocks: usize,
-) -> (Walk, Extents) {
     let mut walker = Walker {
-        most_blocks,
-        extents: Extents::default(),
         window: Window::new(memory, limits.bytes),
         limits,
         secret: page.secret.get(),
@@ -266,8 +219,7 @@ pub fn walk_with_extents(
     };
     walker.arenas(page.arenas.get());
     walker.large_blocks(large);
-    let extents = walker.take_extents();
-    (walker.finish(), extents)
+    walker.finish()
 }
 
 /// Blocks that the program itself has reported.
@@ -392,8 +344,6 @@ enum Before {
 
 struct Walker<'a, M> {
     window: Window<'a, M>,
-    most_blocks: usize,
-    extents: Extents,
     limits: Limits,
     secret: u64,
     guard: bool,
@@ -423,6 +373,7 @@ impl<M: Memory> Walker<'_, M> {
         sizes.truncate(self.limits.sizes);
         self.walk.largest = sizes;
         self.walk.read_bytes = self.window.read;
+        self.walk.spans.extend(self.spans);
         self.walk
     }
 
@@ -447,28 +398,14 @@ impl<M: Memory> Walker<'_, M> {
         });
     }
 
-    /// The blocks that were seen, and the memory of the heap.
-    fn take_extents(&mut self) -> Extents {
-        let mut extents = core::mem::take(&mut self.extents);
-        extents.blocks.sort_unstable_by_key(|block| block.start);
-        let segments = self.spans.iter().map(|(start, end)| (*start, *end));
-        // All that was visited and is no segment is an arena.
-        let arenas = self
-            .seen
-            .iter()
-            .filter(|at| !self.spans.contains_key(at))
-            .map(|at| (*at, at.saturating_add(size_of::<Arena>() as u64)));
-        extents.own.extend(segments.chain(arenas));
-        extents.own.sort_unstable();
-        extents
-    }
-
-    fn live(&mut self, block: u64, size: u64, header: Header) {
-        if self.extents.blocks.len() < self.most_blocks {
-            let block = Block::new(block, size, header.is_sample());
-            self.extents.blocks.push(block);
-        } else {
-            self.extents.more_blocks = true;
+    fn live(&mut self, address: u64, size: u64) {
+        if self.walk.blocks.len() < self.limits.blocks {
+            let header = self.window.word(address - HEADER_BYTES as u64);
+            self.walk.blocks.push(LiveBlock {
+                address,
+                size,
+                is_sample: header.is_ok_and(|word| Header::from_word(word).is_sample()),
+            });
         }
         self.walk.live_blocks += 1;
         self.walk.live_bytes = self.walk.live_bytes.saturating_add(size);
@@ -689,7 +626,7 @@ impl<M: Memory> Walker<'_, M> {
             self.damaged(HeapErrorKind::RecordsChanged, block, None, changed);
             return Ok(Before::Fine);
         };
-        self.live_block(block, asked, header)
+        self.live_block(block, asked)
     }
 
     /// The header of a block in use is none any more.
@@ -699,13 +636,13 @@ impl<M: Memory> Walker<'_, M> {
     }
 
     /// Counts a live block, or the guarded one in it, and looks at its end.
-    fn live_block(&mut self, block: u64, size: u64, header: Header) -> Result<Before> {
+    fn live_block(&mut self, block: u64, size: u64) -> Result<Before> {
         if self.guard
             && let Some(guarded) = self.guarded_in(block, size)?
         {
             return self.guarded(block, size, guarded);
         }
-        self.live(block, size, header);
+        self.live(block, size);
         if canary_byte_is_right(self.window.byte(block + size)?) {
             return Ok(Before::Fine);
         }
@@ -761,7 +698,7 @@ impl<M: Memory> Walker<'_, M> {
                 );
             }
         }
-        self.live(block, size, header);
+        self.live(block, size);
         if let Some(changed) = self.first_changed(inner, block - guard::FRONT as u64 + 8)? {
             self.damaged(HeapErrorKind::WriteBeforeStart, block, Some(size), changed);
         }
@@ -860,7 +797,7 @@ impl<M: Memory> Walker<'_, M> {
             return Ok(Before::Fine);
         }
         if state == State::Live {
-            self.live_block(block, size as u64, header)
+            self.live_block(block, size as u64)
         } else {
             // In its slab, or in a cache.
             Ok(Before::Fine)
@@ -925,13 +862,13 @@ impl<M: Memory> Walker<'_, M> {
                 continue;
             };
             let header = Header::from_word(self.window.word(block - HEADER_BYTES as u64)?);
-            self.extents.own.push((address, next));
             if header.state(block as usize, self.secret) == State::Live {
-                self.live_block(block, size, header)?;
+                self.live_block(block, size)?;
             } else {
-                self.live(block, size, header);
+                self.live(block, size);
                 self.broken(block);
             }
+            self.walk.spans.push((address, next));
             return Ok(Some(next));
         }
         Ok(None)
@@ -1025,10 +962,6 @@ mod tests {
         }
 
         fn walk(&self) -> Walk {
-            self.walk_with_extents(0).0
-        }
-
-        fn walk_with_extents(&self, most_blocks: usize) -> (Walk, Extents) {
             let places: Vec<(u64, u64)> = self
                 .parts
                 .iter()
@@ -1038,7 +971,7 @@ mod tests {
                 blocks: self.large_blocks,
                 places: &places,
             };
-            walk_with_extents(&self.page, self, large, Limits::default(), most_blocks)
+            walk(&self.page, self, large, Limits::default())
         }
 
         fn write(&mut self, address: usize, bytes: &[u8]) {
@@ -1110,39 +1043,6 @@ mod tests {
         let walk = Image::of(&program).walk();
         assert_eq!((walk.live_blocks, walk.live_bytes), (5, 2520));
         assert_eq!(walk.damage, []);
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "copies padding")]
-    fn the_extents_are_those_of_the_blocks_that_the_program_holds() {
-        for (seed, setup) in (1..).zip(setups()) {
-            let mut program = Program::with_threads(&setup, 4);
-            program.run(7 * seed, 400);
-            let image = Image::of(&program);
-            let (walk, extents) = image.walk_with_extents(usize::MAX);
-            assert_eq!(walk.stopped, None);
-            let mut held: Vec<(u64, u64)> = program
-                .held()
-                .map(|(block, size)| (block as u64, size as u64))
-                .collect();
-            held.sort_unstable();
-            let seen: Vec<(u64, u64)> = extents
-                .blocks
-                .iter()
-                .map(|block| (block.start, block.size()))
-                .collect();
-            assert_eq!(seen, held);
-            assert!(!extents.more_blocks);
-            let is_own = |block: u64, size: u64| {
-                extents
-                    .own
-                    .iter()
-                    .any(|(start, end)| *start <= block && block + size <= *end)
-            };
-            assert!(held.iter().all(|(block, size)| is_own(*block, *size)));
-            let (_, some) = image.walk_with_extents(held.len() - 1);
-            assert!(some.more_blocks && some.blocks.len() == held.len() - 1);
-        }
     }
 
     /// The only damage seen after these bytes were changed.

@@ -378,10 +378,9 @@ pub(super) struct AllocatorOptions {
     #[arg(long, value_name = "BYTES", value_parser = interval)]
     pub(super) sample_allocations: Option<u64>,
 
-    /// When the program ends, search its memory for what still leads to blocks that were not freed
+    /// Tell apart, of the blocks never freed, those that nothing points to any more
     ///
-    /// Those to which nothing leads are lost. With --sample-allocations 1 the report tells by call path who asked for
-    /// them. Needs --allocator bundled.
+    /// Searches all memory of a program when it ends. With --sample-allocations the report tells who asked for them.
     #[arg(long)]
     pub(super) leaks: bool,
 

@@ -299,61 +299,50 @@ pub struct HeapWalk {
     pub live_bytes: u64,
     /// The sizes of which most bytes were not freed, most first.
     pub largest: Vec<SizeCount>,
+    /// Which of them nothing points to any more; absent unless that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaks: Option<LeakSearch>,
 }
 
-/// What leads to the blocks that were not freed when the program ended.
+/// A search for live blocks to which no pointer leads: from registers, stacks and all memory that was written and is no heap,
+/// through blocks that are reached. A block that is called lost is lost, unless the program hides its pointers; one that
+/// is called reachable may be lost, where a number looks like its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LeakSearch {
-    /// Why that is not known; absent where it is.
+    /// Whether all of it was searched; otherwise `stopped` says why not, and nothing is known to be lost.
+    pub complete: bool,
+    /// Why the search ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
-    /// What was found; `null` where the search was not made, or ended early.
-    pub found: Option<LeaksFound>,
-    /// The samples among the blocks that are not reachable.
+    /// Lost blocks.
+    pub lost_blocks: u64,
+    /// Bytes asked for in them.
+    pub lost_bytes: u64,
+    /// Of the lost blocks, those to which another lost block leads; `null` when not told apart.
     #[serde(default)]
-    pub samples: LostSamples,
-}
-
-/// Blocks that were not freed, by what leads to them: words in the program's memory and registers that have the value of
-/// an address in the block. The words of Valgrind's memcheck are used.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct LeaksFound {
-    /// Blocks to which a chain of pointers to the starts of blocks leads.
-    pub reachable: BlockCount,
-    /// Blocks to which only chains lead of which a pointer leads to the inside of a block.
-    pub possibly_lost: BlockCount,
-    /// Blocks to which nothing leads.
-    pub lost: BlockCount,
-    /// Blocks to which only lost blocks lead.
-    pub indirectly_lost: BlockCount,
-    /// The sizes that most bytes of the lost blocks have, most first.
-    pub largest_lost: Vec<SizeCount>,
-    /// Bytes of memory that were searched for pointers.
-    pub searched_bytes: u64,
-    /// Bytes that could not be read: what they lead to may be called lost.
-    pub unreadable_bytes: u64,
-}
-
-/// A number of blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct BlockCount {
-    /// How many.
-    pub blocks: u64,
-    /// Bytes that were asked for in them.
-    pub bytes: u64,
-}
-
-/// Samples that are not reachable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LostSamples {
-    /// To which nothing leads.
-    pub lost: Vec<Address>,
-    /// To which only lost blocks lead.
-    pub indirectly_lost: Vec<Address>,
-    /// To which only chains through the inside of a block lead.
-    pub possibly_lost: Vec<Address>,
+    pub indirectly_lost_blocks: Option<u64>,
+    /// Bytes asked for in them; `null` when not told apart.
+    #[serde(default)]
+    pub indirectly_lost_bytes: Option<u64>,
+    /// Blocks that are not called lost, though only chains of pointers lead to them of which one leads to the inside of a
+    /// block; `null` when not told apart.
+    #[serde(default)]
+    pub possibly_lost_blocks: Option<u64>,
+    /// Bytes asked for in them; `null` when not told apart.
+    #[serde(default)]
+    pub possibly_lost_bytes: Option<u64>,
+    /// Bytes of memory that were searched for pointers; `null` when not known.
+    #[serde(default)]
+    pub searched_bytes: Option<u64>,
+    /// Bytes that could not be read: a block to which only they lead is called lost; `null` when not known.
+    #[serde(default)]
+    pub unreadable_bytes: Option<u64>,
+    /// The sizes of which most bytes are lost, most first.
+    pub largest: Vec<SizeCount>,
+    /// Those of the lost blocks that are samples; in event logs only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_samples: Vec<Address>,
 }
 
 /// Blocks of one size.

@@ -16,15 +16,12 @@ pub use allocator::AllocatorCause;
 pub use allocator::AllocatorFigures;
 pub use allocator::AllocatorReading;
 pub use allocator::AllocatorSetup;
-pub use allocator::BlockCount;
 pub use allocator::ClassReading;
 pub use allocator::FoundBy;
 pub use allocator::HeapError;
 pub use allocator::HeapErrorKind;
 pub use allocator::HeapWalk;
 pub use allocator::LeakSearch;
-pub use allocator::LeaksFound;
-pub use allocator::LostSamples;
 pub use allocator::ReadingMoment;
 pub use allocator::SampledBlock;
 pub use allocator::SizeCount;
@@ -254,8 +251,6 @@ pub enum EventKind {
     HeapError(HeapError),
     /// The bundled allocator's heap was looked through from outside.
     HeapWalked(HeapWalk),
-    /// What leads to the blocks of that heap was looked for in the program's memory.
-    LeaksSought(Box<LeakSearch>),
     /// The bundled allocator handed out a block that was chosen as a sample; the event's stack tells to whom.
     BlockSampled(SampledBlock),
     /// A block that was chosen as a sample was freed, or resized; the event's stack tells by whom.
@@ -812,7 +807,7 @@ pub struct Capture {
     /// Mean number of requested bytes between two samples of allocations; `null` when none are taken.
     #[serde(default)]
     pub sample_interval_bytes: Option<u64>,
-    /// Whether what leads to the blocks that were not freed is looked for at the end.
+    /// Whether the bundled allocator's blocks were to be searched for lost ones at the end.
     #[serde(default)]
     pub leaks: bool,
 }

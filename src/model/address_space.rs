@@ -815,7 +815,6 @@ impl AddressSpace {
                     .heap_error(event.time, event.pid, *error, stack);
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
-            EventKind::LeaksSought(search) => self.allocator().leaks_sought(search),
             EventKind::BlockSampled(block) => self.allocator().samples.sampled(*block, stack),
             EventKind::SampleFreed { address } => self.allocator().samples.freed(*address, stack),
             _ => {}

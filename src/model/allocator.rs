@@ -13,7 +13,6 @@ use crate::event::ClassReading;
 use crate::event::HeapError;
 use crate::event::HeapErrorKind;
 use crate::event::HeapWalk;
-use crate::event::LeakSearch;
 use crate::event::ReadingMoment;
 use crate::report::AllocatorChecks;
 use crate::report::AllocatorClaims;
@@ -23,7 +22,6 @@ use crate::report::AllocatorReport;
 use crate::report::FoundHeapError;
 use crate::report::HeapErrorCount;
 use crate::report::HeapErrors;
-use crate::report::Leaks;
 use crate::report::StepFigures;
 use crate::stats_page::Counters;
 use crate::units::Address;
@@ -225,7 +223,6 @@ pub(super) struct Allocator {
     errors: Vec<FoundHeapError>,
     pub(super) samples: SampleLog,
     walk: Option<HeapWalk>,
-    leaks: Option<Leaks>,
     checks: AllocatorChecks,
 }
 
@@ -249,7 +246,6 @@ impl Allocator {
             errors: Vec::new(),
             samples: SampleLog::default(),
             walk: None,
-            leaks: None,
             checks: AllocatorChecks::default(),
         }
     }
@@ -301,17 +297,14 @@ impl Allocator {
     }
 
     pub(super) fn walked(&mut self, walk: &HeapWalk) {
-        self.walk = Some(walk.clone());
-    }
-
-    pub(super) fn leaks_sought(&mut self, search: &LeakSearch) {
-        if search.found.is_some() {
-            self.samples.leaks_sought(&search.samples);
+        let mut walk = walk.clone();
+        if let Some(leaks) = &mut walk.leaks {
+            let lost = std::mem::take(&mut leaks.lost_samples);
+            if leaks.complete {
+                self.samples.lost(&lost);
+            }
         }
-        self.leaks = Some(Leaks {
-            stopped: search.stopped.clone(),
-            found: search.found.clone(),
-        });
+        self.walk = Some(walk);
     }
 
     /// Takes a reading, checks it where that is possible, and returns the sizes for the timeline.
@@ -446,9 +439,6 @@ impl Allocator {
         if let Some(walk) = &mut self.walk {
             walk.largest = Vec::new();
         }
-        if let Some(found) = self.leaks.as_mut().and_then(|leaks| leaks.found.as_mut()) {
-            found.largest_lost = Vec::new();
-        }
     }
 
     pub(super) fn report(&self, choice: &AllocatorChoice) -> AllocatorReport {
@@ -466,7 +456,6 @@ impl Allocator {
             classes: self.classes.clone(),
             heap_errors: self.heap_errors(),
             walk: self.walk.clone(),
-            leaks: self.leaks.clone(),
             checks: self.checks.clone(),
             claims: self.last.map(|last| claims(&last.counters)),
         }

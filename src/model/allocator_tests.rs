@@ -457,6 +457,7 @@ fn classes_and_walk_are_those_told_last() {
         classes: vec![class],
     })));
     let walk = HeapWalk {
+        leaks: None,
         complete: true,
         stopped: None,
         live_blocks: 1,

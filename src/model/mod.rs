@@ -182,7 +182,6 @@ impl Recorder {
             | EventKind::HeapError(_)
             | EventKind::BlockSampled(_)
             | EventKind::SampleFreed { .. }
-            | EventKind::LeaksSought(_)
             | EventKind::HeapWalked(_) => self.allocator_event(event),
         }
     }

@@ -6,9 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::growth::Owner;
-use crate::event::LostSamples;
 use crate::event::SampledBlock;
-use crate::report::LostSums;
 use crate::report::SampleSum;
 use crate::report::SampledStack;
 use crate::report::Samples;
@@ -85,30 +83,6 @@ fn estimate(size: u64, interval: u64) -> (u64, u64) {
     (bytes, parts)
 }
 
-/// Samples that are not reachable.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lost {
-    lost: Sum,
-    indirectly: Sum,
-    possibly: Sum,
-}
-
-impl Lost {
-    fn join(&mut self, other: Self) {
-        self.lost.join(other.lost);
-        self.indirectly.join(other.indirectly);
-        self.possibly.join(other.possibly);
-    }
-
-    fn report(self) -> LostSums {
-        LostSums {
-            lost: self.lost.report(),
-            indirectly_lost: self.indirectly.report(),
-            possibly_lost: self.possibly.report(),
-        }
-    }
-}
-
 /// Where a block was allocated, and where it was freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct History {
@@ -127,8 +101,8 @@ pub(super) struct SampleLog {
     live: Rc<HashMap<u64, Live>>,
     /// What was live when the address space ended.
     settled: HashMap<Owner, Sum>,
-    /// Of what was live, what was not reachable; `None` if that is not known.
-    lost: Option<HashMap<Owner, Lost>>,
+    /// What of it was lost, if that was searched.
+    lost: Option<HashMap<Owner, Sum>>,
     not_followed: u64,
     /// Freed blocks, if every block is a sample; the oldest are forgotten.
     freed: HashMap<u64, History>,
@@ -191,20 +165,6 @@ impl SampleLog {
         }
     }
 
-    /// Which samples are not reachable is known.
-    pub(super) fn leaks_sought(&mut self, samples: &LostSamples) {
-        let mut by_owner: HashMap<Owner, Lost> = HashMap::new();
-        let mut add = |addresses: &[Address], sum: fn(&mut Lost) -> &mut Sum| {
-            for block in addresses.iter().filter_map(|at| self.live.get(&at.0)) {
-                sum(by_owner.entry(block.owner).or_default()).add(block.size, self.interval);
-            }
-        };
-        add(&samples.lost, |lost| &mut lost.lost);
-        add(&samples.indirectly_lost, |lost| &mut lost.indirectly);
-        add(&samples.possibly_lost, |lost| &mut lost.possibly);
-        self.lost = Some(by_owner);
-    }
-
     /// What is known of the block at this address.
     pub(super) fn history(&self, address: Address) -> History {
         match self.live.get(&address.0) {
@@ -214,6 +174,19 @@ impl SampleLog {
             },
             None => self.freed.get(&address.0).copied().unwrap_or_default(),
         }
+    }
+
+    /// These of the live samples are lost, and no others.
+    pub(super) fn lost(&mut self, addresses: &[Address]) {
+        let mut lost: HashMap<Owner, Sum> = HashMap::new();
+        for address in addresses {
+            if let Some(block) = self.live.get(&address.0) {
+                lost.entry(block.owner)
+                    .or_default()
+                    .add(block.size, self.interval);
+            }
+        }
+        self.lost = Some(lost);
     }
 
     /// The address space has ended: its blocks are added up, and no longer told apart.
@@ -235,7 +208,7 @@ impl SampleLog {
         live.into_values().for_each(|sum| all.join(sum));
         self.settled.insert(None, all);
         if let Some(lost) = &mut self.lost {
-            let mut all = Lost::default();
+            let mut all = Sum::default();
             lost.drain().for_each(|(_, sum)| all.join(sum));
             lost.insert(None, all);
         }
@@ -285,23 +258,19 @@ impl SampleLog {
             interval_bytes: self.interval,
             requested: requested.report(),
             live: all_live.report(),
-            not_followed: self.not_followed,
-            left_out_lost: self.lost.as_ref().map(|lost| {
-                let mut sum = Lost::default();
-                let rest = rest.iter().filter_map(|(owner, ..)| lost.get(owner));
-                rest.for_each(|one| sum.join(*one));
-                sum.report()
+            lost: self.lost.as_ref().map(|lost| {
+                let mut all = Sum::default();
+                lost.values().for_each(|sum| all.join(*sum));
+                all.report()
             }),
+            not_followed: self.not_followed,
             by_stack: by_stack
                 .into_iter()
                 .map(|(stack, requested, live)| SampledStack {
                     stack,
                     requested: requested.report(),
                     live: live.report(),
-                    lost: self.lost.as_ref().map(|lost| {
-                        let sum = lost.get(&stack).copied();
-                        sum.unwrap_or_default().report()
-                    }),
+                    lost: self.lost.as_ref().map(|lost| of(lost, stack).report()),
                 })
                 .collect(),
             left_out_requested: rest_requested.report(),
@@ -409,31 +378,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_is_told_by_stack_and_stays_when_details_go() {
+    fn lost_blocks_are_a_part_of_the_live_ones() {
         let mut log = SampleLog::default();
         log.sampled(block(16, 100, 1), ONE);
-        log.sampled(block(32, 7, 1), TWO);
-        log.sampled(block(64, 9, 1), TWO);
-        log.leaks_sought(&LostSamples {
-            lost: vec![Address(32), Address(48)],
-            indirectly_lost: vec![Address(64)],
-            possibly_lost: Vec::new(),
-        });
+        log.sampled(block(32, 7, 1), ONE);
+        assert_eq!(log.report().unwrap().lost, None);
+        log.lost(&[Address(32), Address(48)]);
         log.settle();
         let report = log.report().unwrap();
-        assert_eq!(report.by_stack[0].lost, Some(LostSums::default()));
-        let lost = report.by_stack[1].lost.unwrap();
-        assert_eq!(lost.lost.sampled_bytes, 7);
-        assert_eq!(lost.indirectly_lost.sampled_bytes, 9);
-        assert_eq!(lost.total().samples, 2);
+        assert_eq!(report.lost.unwrap().sampled_bytes, 7);
+        assert_eq!(report.by_stack[0].lost.unwrap().samples, 1);
         log.drop_detail();
-        let kept = log.report().unwrap();
-        let mut all = kept.left_out_lost.unwrap();
-        kept.by_stack
-            .iter()
-            .filter_map(|one| one.lost)
-            .for_each(|one| all.add(one));
-        assert_eq!(all.total(), lost.total());
+        assert_eq!(log.report().unwrap().lost.unwrap().sampled_bytes, 7);
     }
 
     #[test]

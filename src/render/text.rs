@@ -62,8 +62,6 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
         page.section(chart::lines(space, report.end.duration_ns, page.width));
         page.section(call_paths::growers(report, space, page.verbose, page.width));
         page.section(allocator::samples(space, page.verbose, page.width));
-        let leaks = allocator::leaks(report, space, page.verbose, page.width);
-        page.section(leaks);
         if page.verbose {
             page.section(call_paths::tree(space, page.width));
             page.section(call_paths::largest_stacks(report, space));

@@ -12,7 +12,6 @@ use crate::event::ClassReading;
 use crate::event::HeapError;
 use crate::event::HeapErrorKind;
 use crate::event::HeapWalk;
-use crate::event::LeaksFound;
 use crate::event::ReadingMoment;
 use crate::event::StackId;
 use crate::units::Timestamp;
@@ -48,9 +47,6 @@ pub struct AllocatorReport {
     pub samples: Option<Samples>,
     /// The heap as looked through from outside at the end; `null` when that was not done.
     pub walk: Option<HeapWalk>,
-    /// What leads to the blocks that were not freed; `null` when that was not looked for (`--leaks`).
-    #[serde(default)]
-    pub leaks: Option<Leaks>,
     /// How the allocator's account compared with the kernel's.
     pub checks: AllocatorChecks,
     /// What the figures say about malloc; `null` without figures.
@@ -69,16 +65,6 @@ pub struct AllocatorMoment {
     pub still: bool,
     /// The figures.
     pub figures: AllocatorFigures,
-}
-
-/// What leads to the blocks that were not freed when the program ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Leaks {
-    /// Why that is not known; `null` where it is.
-    pub stopped: Option<String>,
-    /// What was found; `null` where the search was not made, or ended early.
-    pub found: Option<LeaksFound>,
 }
 
 /// Errors in the program's use of its heap.

@@ -20,6 +20,9 @@ pub struct Samples {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end; of a forked child, also what its parent had.
     pub live: SampleSum,
+    /// Of `live`, what nothing points to any more; `null` where that was not searched, or not to the end.
+    #[serde(default)]
+    pub lost: Option<SampleSum>,
     /// Samples that were not followed, as too many were live: they count as requested, and never as live.
     pub not_followed: u64,
     /// By stack: those with most live bytes first, of equals those that requested most.
@@ -28,9 +31,6 @@ pub struct Samples {
     pub left_out_requested: SampleSum,
     /// Of `live`, what belongs to stacks that are not listed.
     pub left_out_live: SampleSum,
-    /// Of `left_out_live`, what is not reachable; `null` when that was not looked for (`--leaks`).
-    #[serde(default)]
-    pub left_out_lost: Option<LostSums>,
     /// By call path: the stacks whose functions are the same taken together. Empty before functions were looked up.
     #[serde(default)]
     pub paths: Vec<SampledPath>,
@@ -74,39 +74,9 @@ pub struct SampledStack {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
-    /// Of that, what is not reachable; `null` when that was not looked for (`--leaks`).
+    /// Of that, what nothing points to any more; `null` where that was not searched, or not to the end.
     #[serde(default)]
-    pub lost: Option<LostSums>,
-}
-
-/// Samples that were not freed and are not reachable, by what leads to them: see `leaks`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct LostSums {
-    /// Nothing.
-    pub lost: SampleSum,
-    /// Only lost blocks.
-    pub indirectly_lost: SampleSum,
-    /// Only chains of pointers of which one leads to the inside of a block.
-    pub possibly_lost: SampleSum,
-}
-
-impl LostSums {
-    /// Adds another sum.
-    pub fn add(&mut self, other: Self) {
-        self.lost.add(other.lost);
-        self.indirectly_lost.add(other.indirectly_lost);
-        self.possibly_lost.add(other.possibly_lost);
-    }
-
-    /// All together.
-    #[must_use]
-    pub fn total(self) -> SampleSum {
-        let mut total = self.lost;
-        total.add(self.indirectly_lost);
-        total.add(self.possibly_lost);
-        total
-    }
+    pub lost: Option<SampleSum>,
 }
 
 /// Samples with one call path.
@@ -123,7 +93,7 @@ pub struct SampledPath {
     pub requested: SampleSum,
     /// Of that, what was not freed by the end.
     pub live: SampleSum,
-    /// Of that, what is not reachable; `null` when that was not looked for (`--leaks`).
+    /// Of that, what nothing points to any more; `null` where that was not searched, or not to the end.
     #[serde(default)]
-    pub lost: Option<LostSums>,
+    pub lost: Option<SampleSum>,
 }

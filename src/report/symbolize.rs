@@ -312,8 +312,8 @@ fn call_paths(growth: &[StackGrowth], paths: &HashMap<StackId, StackPath>) -> Ve
     all
 }
 
-/// Samples by call path, as [`call_paths`] for growth: those with most live bytes first, of equals those that requested
-/// most.
+/// Samples by call path, as [`call_paths`] for growth: those with most lost bytes first, of equals those with most live ones,
+/// then those that requested most.
 fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<SampledPath> {
     let mut by_steps: BTreeMap<&[(String, String)], SampledPath> = BTreeMap::new();
     let mut rest: Option<SampledPath> = None;
@@ -346,7 +346,7 @@ fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<
     }
     let mut all: Vec<SampledPath> = by_steps.into_values().collect();
     all.sort_by(|one, other| {
-        let size = |path: &SampledPath| (path.live, path.requested);
+        let size = |path: &SampledPath| (path.lost, path.live, path.requested);
         size(other)
             .cmp(&size(one))
             .then_with(|| one.path.cmp(&other.path))
@@ -359,13 +359,12 @@ fn sampled_paths(samples: &Samples, paths: &HashMap<StackId, StackPath>) -> Vec<
     }
     if samples.left_out_requested.samples > 0 || samples.left_out_live.samples > 0 {
         let sum = rest.get_or_insert_default();
-        let lost = samples.left_out_lost;
         add(
             sum,
             None,
             samples.left_out_requested,
             samples.left_out_live,
-            lost,
+            None,
         );
     }
     all.extend(rest);

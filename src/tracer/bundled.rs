@@ -25,6 +25,7 @@ use crate::event::EventKind;
 use crate::event::FoundBy;
 use crate::event::HeapError;
 use crate::event::HeapWalk;
+use crate::event::LeakSearch;
 use crate::event::ReadingMoment;
 use crate::event::SampledBlock;
 use crate::event::SizeCount;
@@ -450,7 +451,7 @@ impl Tracer {
         if !self.is_still(space, Some(tid)) {
             return;
         }
-        let leaks = self.options.leaks;
+        let searches = self.options.leaks;
         let Some(reader) = self
             .bundled(space)
             .and_then(|bundled| bundled.reader.as_mut())
@@ -462,17 +463,15 @@ impl Tracer {
         };
         let mappings = mapping::read(tid).unwrap_or_default();
         let places = private_memory(&mappings);
-        let (limits, most_blocks) = if leaks {
-            (leaks::limits(), leaks::MOST_BLOCKS)
+        let limits = if searches {
+            leaks::limits()
         } else {
-            (Limits::default(), 0)
+            Limits::default()
         };
-        let (walk, extents) = reader.walk(tid, &figures, &places, limits, most_blocks);
-        for kind in seen_in_heap(&walk) {
-            self.record(tid, space, kind);
-        }
-        if leaks {
-            let kind = self.seek_leaks(tid, space, &mappings, (&walk, extents));
+        let walk = Reader::walk(tid, &figures, &places, limits);
+        let records = reader.records();
+        let leaks = searches.then(|| self.seek_leaks(tid, space, &mappings, &walk, records));
+        for kind in seen_in_heap(&walk, leaks) {
             self.record(tid, space, kind);
         }
     }
@@ -551,7 +550,7 @@ fn private_memory(mappings: &[Mapping]) -> Vec<(u64, u64)> {
 }
 
 /// What a walk through the heap tells: errors first.
-fn seen_in_heap(walk: &Walk) -> Vec<EventKind> {
+fn seen_in_heap(walk: &Walk, leaks: Option<LeakSearch>) -> Vec<EventKind> {
     let errors = walk.damage.iter().map(|damage| {
         EventKind::HeapError(HeapError {
             number: None,
@@ -584,6 +583,7 @@ fn seen_in_heap(walk: &Walk) -> Vec<EventKind> {
                 blocks: size.blocks,
             })
             .collect(),
+        leaks,
     });
     errors.chain([walked]).collect()
 }

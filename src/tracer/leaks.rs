@@ -2,7 +2,8 @@
 //! blocks of the bundled allocator that were not freed.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -15,30 +16,23 @@ use super::reachability::Reach;
 use super::reachability::Roots;
 use super::sys;
 use super::sys::StackRegisters;
-use crate::allocator::walk::Block;
-use crate::allocator::walk::Extents;
 use crate::allocator::walk::Limits;
+use crate::allocator::walk::LiveBlock;
 use crate::allocator::walk::Memory;
 use crate::allocator::walk::Walk;
-use crate::event::BlockCount;
-use crate::event::EventKind;
 use crate::event::LeakSearch;
-use crate::event::LeaksFound;
-use crate::event::LostSamples;
 use crate::event::SizeCount;
 use crate::event::SpaceId;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
 use crate::units::Address;
 
-/// Most blocks that a search tells apart: 16 bytes each.
-pub(super) const MOST_BLOCKS: usize = 1 << 23;
+/// Most live blocks among which lost ones are searched: some 25 bytes of ours for each, and as much for a copy.
+const MOST_BLOCKS: usize = 1 << 24;
 /// Most bytes that one reads, and as many for the walk before it.
 const MOST_BYTES: u64 = 16 << 30;
 /// Most pages of which it asks whether they were written.
 const MOST_PAGES: u64 = 1 << 26;
-/// Most samples that are told.
-const MOST_SAMPLES: usize = 1 << 20;
 /// Sizes that are told.
 const MOST_SIZES: usize = 16;
 /// What a function without calls may use below the stack pointer (System V ABI, AMD64 supplement, 3.2.2); other
@@ -49,6 +43,7 @@ const RED_ZONE: u64 = 128;
 pub(super) fn limits() -> Limits {
     Limits {
         bytes: MOST_BYTES,
+        blocks: MOST_BLOCKS,
         ..Limits::default()
     }
 }
@@ -70,33 +65,38 @@ impl Tracer {
         }
     }
 
-    /// Looks for what leads to the blocks of a heap that was looked through. The address space stands still.
+    /// Looks for what leads to the blocks of a heap that was looked through; `records` is where the allocator keeps what it
+    /// knows. The address space stands still.
     pub(super) fn seek_leaks(
         &self,
         tid: u32,
         space: SpaceId,
         mappings: &[Mapping],
-        (walk, mut extents): (&Walk, Extents),
-    ) -> EventKind {
-        let stopped = |why: String| {
-            EventKind::LeaksSought(Box::new(LeakSearch {
-                stopped: Some(why),
-                ..LeakSearch::default()
-            }))
+        walk: &Walk,
+        records: Vec<(u64, u64)>,
+    ) -> LeakSearch {
+        let stopped = |why: String| LeakSearch {
+            stopped: Some(why),
+            ..LeakSearch::default()
         };
-        if let Some(stop) = walk.stopped {
-            return stopped(format!("the heap was not looked through whole: {stop}"));
+        if let Some(why) = walk.stopped {
+            return stopped(format!("not all blocks are known: {why}"));
         }
-        if extents.more_blocks {
-            return stopped(format!("there are more than {MOST_BLOCKS} blocks"));
+        if walk.blocks.len() as u64 != walk.live_blocks {
+            return stopped(format!(
+                "there are {} live blocks, and more than {MOST_BLOCKS} are not searched",
+                walk.live_blocks
+            ));
         }
-        if let Some(library) = &self.library {
-            let path = library.path();
-            extents
-                .own
-                .extend(library_memory(mappings, path, library.memory_bytes()));
-        }
-        extents.own.sort_unstable();
+        let library = self
+            .library
+            .as_ref()
+            .and_then(|library| library_memory(mappings, library.path(), library.memory_bytes()));
+        let mut own = records;
+        own.extend(walk.spans.iter().copied().chain(library));
+        own.sort_unstable();
+        let mut blocks = walk.blocks.clone();
+        blocks.sort_unstable_by_key(|block| block.address);
         let image = ProcessImage::open(tid, mappings);
         let registers = self
             .tracees
@@ -104,72 +104,68 @@ impl Tracer {
             .get(&space)
             .map_or(&[][..], |space| &space.last_registers);
         let roots = Roots {
-            memory: root_memory(mappings, &extents.own, registers, image.pages.is_some()),
+            memory: root_memory(mappings, &own, registers, image.pages.is_some()),
             words: registers
                 .iter()
                 .flat_map(|registers| registers.by_number)
                 .collect(),
         };
-        let Some(mut reached) = reachability::search(&extents.blocks, &roots, &image, MOST_BYTES)
-        else {
+        let Some(mut reached) = reachability::search(&blocks, &roots, &image, MOST_BYTES) else {
             return stopped(format!(
-                "more than {} GiB of memory would have to be read",
+                "the program has more than {} GiB of memory in which pointers may be",
                 MOST_BYTES >> 30
             ));
         };
         reached.unread_bytes = reached.unread_bytes.saturating_add(image.passed_over.get());
-        EventKind::LeaksSought(Box::new(found(&extents.blocks, &reached)))
+        found(&blocks, &reached)
     }
 }
 
 /// What a search comes to.
-fn found(blocks: &[Block], reached: &reachability::Reached) -> LeakSearch {
-    let mut found = LeaksFound {
-        searched_bytes: reached.read_bytes,
-        unreadable_bytes: reached.unread_bytes,
-        ..LeaksFound::default()
-    };
-    let mut samples = LostSamples::default();
-    let mut sizes: HashMap<u64, u64> = HashMap::new();
-    let mut told = 0;
+fn found(blocks: &[LiveBlock], reached: &reachability::Reached) -> LeakSearch {
+    let [mut lost, mut indirectly, mut possibly] = [(0, 0_u64); 3];
+    let mut lost_samples = Vec::new();
+    let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
     for (block, reach) in blocks.iter().zip(&reached.reach) {
-        let (count, list) = match reach {
-            Reach::Reachable => (&mut found.reachable, None),
-            Reach::Possibly => (&mut found.possibly_lost, Some(&mut samples.possibly_lost)),
-            Reach::Indirectly => (
-                &mut found.indirectly_lost,
-                Some(&mut samples.indirectly_lost),
-            ),
-            Reach::Lost => {
-                *sizes.entry(block.size()).or_default() += 1;
-                (&mut found.lost, Some(&mut samples.lost))
-            }
+        let count = |(blocks, bytes): &mut (u64, u64)| {
+            *blocks += 1;
+            *bytes = bytes.saturating_add(block.size);
         };
-        add(count, block.size());
-        if let Some(list) = list.filter(|_| block.is_sample() && told < MOST_SAMPLES) {
-            told += 1;
-            list.push(Address(block.start));
+        match reach {
+            Reach::Reachable => continue,
+            Reach::Possibly => {
+                count(&mut possibly);
+                continue;
+            }
+            Reach::Indirectly => count(&mut indirectly),
+            Reach::Lost => {}
+        }
+        count(&mut lost);
+        *sizes.entry(block.size).or_default() += 1;
+        if block.is_sample {
+            lost_samples.push(Address(block.address));
         }
     }
-    found.largest_lost = sizes
+    let mut largest: Vec<SizeCount> = sizes
         .into_iter()
         .map(|(size_bytes, blocks)| SizeCount { size_bytes, blocks })
         .collect();
-    found.largest_lost.sort_unstable_by_key(|size| {
-        let bytes = size.size_bytes.saturating_mul(size.blocks);
-        std::cmp::Reverse((bytes, size.blocks, size.size_bytes))
-    });
-    found.largest_lost.truncate(MOST_SIZES);
+    largest.sort_by_key(|size| Reverse(size.size_bytes.saturating_mul(size.blocks)));
+    largest.truncate(MOST_SIZES);
     LeakSearch {
+        complete: true,
         stopped: None,
-        found: Some(found),
-        samples,
+        lost_blocks: lost.0,
+        lost_bytes: lost.1,
+        indirectly_lost_blocks: Some(indirectly.0),
+        indirectly_lost_bytes: Some(indirectly.1),
+        possibly_lost_blocks: Some(possibly.0),
+        possibly_lost_bytes: Some(possibly.1),
+        searched_bytes: Some(reached.read_bytes),
+        unreadable_bytes: Some(reached.unread_bytes),
+        largest,
+        lost_samples,
     }
-}
-
-fn add(count: &mut BlockCount, bytes: u64) {
-    count.blocks += 1;
-    count.bytes = count.bytes.saturating_add(bytes);
 }
 
 /// Where the allocator's library lies: it remembers blocks, and that is no use of them. Its zeroed data is mapped behind its
@@ -421,9 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_told_by_what_leads_to_them() {
-        let blocks: Vec<Block> = (1..9)
-            .map(|index| Block::new(index * 64, index, index % 2 == 0))
+    fn lost_blocks_are_counted_with_those_that_only_they_lead_to() {
+        let blocks: Vec<LiveBlock> = (1..9)
+            .map(|index| LiveBlock {
+                address: index * 64,
+                size: index,
+                is_sample: index % 2 == 0,
+            })
             .collect();
         let reached = reachability::Reached {
             reach: [
@@ -437,23 +437,11 @@ mod tests {
             unread_bytes: 6,
         };
         let search = found(&blocks, &reached);
-        let found = search.found.unwrap();
-        assert_eq!(
-            found.lost,
-            BlockCount {
-                blocks: 2,
-                bytes: 1 + 5
-            }
-        );
-        assert_eq!(
-            found.reachable,
-            BlockCount {
-                blocks: 2,
-                bytes: 4 + 8
-            }
-        );
-        assert_eq!(found.largest_lost[0].size_bytes, 5);
-        assert_eq!(search.samples.indirectly_lost, [Address(128), Address(384)]);
-        assert_eq!(search.samples.lost, []);
+        assert_eq!((search.lost_blocks, search.lost_bytes), (4, 1 + 2 + 5 + 6));
+        assert_eq!(search.indirectly_lost_bytes, Some(2 + 6));
+        assert_eq!(search.possibly_lost_bytes, Some(3 + 7));
+        assert_eq!(search.largest[0].size_bytes, 6);
+        assert_eq!(search.lost_samples, [Address(128), Address(384)]);
+        assert_eq!(search.unreadable_bytes, Some(6));
     }
 }

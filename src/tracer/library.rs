@@ -166,7 +166,7 @@ fn memory_bytes(file: &[u8]) -> Option<u64> {
         [0x36, 0x38].map(|at| number(at).and_then(|both| usize::try_from(both & 0xffff).ok()));
     let (size, count) = (size?, count?);
     (0..count)
-        .map(|index| headers + index * size)
+        .map(|index| headers.saturating_add(index * size))
         .filter(|at| number(*at).is_some_and(|word| word & 0xffff_ffff == PT_LOAD))
         .filter_map(|at| number(at + 0x10)?.checked_add(number(at + 0x28)?))
         .max()
@@ -377,10 +377,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bundled_library_takes_more_memory_than_its_heap() {
-        let heap = size_of::<crate::stats_page::ArenaCounters>() as u64;
+    fn the_bundled_library_takes_more_memory_than_its_counters() {
+        let counters = size_of::<crate::stats_page::ArenaCounters>() as u64;
         let bytes = memory_bytes(BUNDLED).unwrap();
-        assert!((heap..4 << 20).contains(&bytes), "{bytes}");
+        assert!((counters..4 << 20).contains(&bytes), "{bytes}");
         assert_eq!(memory_bytes(&BUNDLED[..40]), None);
     }
 

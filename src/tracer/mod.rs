@@ -119,7 +119,7 @@ pub struct Options {
     pub stack_depth: u32,
     /// Mean number of requested bytes between two samples of the bundled allocator's blocks; `None` for no samples.
     pub sample_interval: Option<u64>,
-    /// Look for what leads to the blocks of the bundled allocator that were not freed, when a program ends.
+    /// Whether to search for lost blocks of the bundled allocator when a program ends.
     pub leaks: bool,
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use crate::allocator::walk::Block;
+use crate::allocator::walk::LiveBlock;
 use crate::allocator::walk::Memory;
 
 /// Bytes of a pointer.
@@ -69,7 +69,7 @@ pub(super) struct Roots {
 /// Finds out what leads to each of `blocks`, which are sorted and do not overlap. `None` when more bytes would have to be
 /// read than `most_bytes`.
 pub(super) fn search(
-    blocks: &[Block],
+    blocks: &[LiveBlock],
     roots: &Roots,
     image: &impl Image,
     most_bytes: u64,
@@ -79,9 +79,9 @@ pub(super) fn search(
         groups: blocks
             .iter()
             .step_by(GROUP)
-            .map(|block| block.start)
+            .map(|block| block.address)
             .collect(),
-        lowest: blocks.first().map_or(u64::MAX, |block| block.start),
+        lowest: blocks.first().map_or(u64::MAX, |block| block.address),
         behind: blocks.last().map_or(0, |block| end(*block)),
         reach: vec![Reach::Lost; blocks.len()],
         image,
@@ -102,8 +102,8 @@ pub(super) fn search(
 }
 
 /// A block of no bytes is where its pointer leads.
-fn end(block: Block) -> u64 {
-    block.start.saturating_add(block.size().max(1))
+fn end(block: LiveBlock) -> u64 {
+    block.address.saturating_add(block.size.max(1))
 }
 
 /// A page of the heap.
@@ -122,7 +122,7 @@ fn length(bytes: u64) -> usize {
 struct TooMuch;
 
 struct Search<'a, I> {
-    blocks: &'a [Block],
+    blocks: &'a [LiveBlock],
     /// Where every so many blocks begin.
     groups: Vec<u64>,
     lowest: u64,
@@ -168,10 +168,10 @@ impl<I: Image> Search<'_, I> {
         let behind = (first + GROUP).min(self.blocks.len());
         let index = first
             + self.blocks[first..behind]
-                .partition_point(|block| block.start <= word)
+                .partition_point(|block| block.address <= word)
                 .checked_sub(1)?;
         let block = self.blocks[index];
-        (word < end(block)).then_some((index, word == block.start))
+        (word < end(block)).then_some((index, word == block.address))
     }
 
     /// A word in a root, or in a reachable block.
@@ -239,11 +239,11 @@ impl<I: Image> Search<'_, I> {
     /// Looks at the words in a block.
     fn contents(&mut self, index: usize, seen: impl Fn(&mut Self, u64)) -> Result<(), TooMuch> {
         let block = self.blocks[index];
-        let end = block.start.saturating_add(block.size());
-        if block.size() >= BIG {
-            return self.read_written(block.start, end, seen);
+        let end = block.address.saturating_add(block.size);
+        if block.size >= BIG {
+            return self.read_written(block.address, end, seen);
         }
-        let mut at = block.start.next_multiple_of(WORD);
+        let mut at = block.address.next_multiple_of(WORD);
         while end.saturating_sub(at) >= WORD {
             let stop = ((at | (PAGE - 1)) + 1).min(end);
             let from = length(at % PAGE);
@@ -362,7 +362,7 @@ mod tests {
     struct Fake {
         data: Vec<u8>,
         heap: Vec<u8>,
-        blocks: Vec<Block>,
+        blocks: Vec<LiveBlock>,
         unreadable: Option<u64>,
     }
 
@@ -384,6 +384,14 @@ mod tests {
         }
     }
 
+    fn live_block(address: u64, size: u64, is_sample: bool) -> LiveBlock {
+        LiveBlock {
+            address,
+            size,
+            is_sample,
+        }
+    }
+
     impl Image for Fake {
         fn written(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
             vec![(start, end)]
@@ -396,7 +404,7 @@ mod tests {
             let mut at = HEAP + 16;
             let mut blocks = Vec::new();
             for size in sizes {
-                blocks.push(Block::new(at, *size, false));
+                blocks.push(live_block(at, *size, false));
                 at = (at + size + 16).next_multiple_of(16);
             }
             Self {
@@ -418,12 +426,12 @@ mod tests {
 
         /// Writes a pointer to `offset` in a block into another one.
         fn link(&mut self, from: usize, to: usize, offset: u64) {
-            let (from, to) = (self.blocks[from].start, self.blocks[to].start);
+            let (from, to) = (self.blocks[from].address, self.blocks[to].address);
             self.write(from + 8, to + offset);
         }
 
         fn root(&mut self, place: u64, to: usize, offset: u64) {
-            let to = self.blocks[to].start + offset;
+            let to = self.blocks[to].address + offset;
             self.write(DATA + place, to);
         }
 
@@ -494,10 +502,10 @@ mod tests {
     #[test]
     fn registers_and_big_blocks_lead_on() {
         let mut fake = Fake::with(&[100, 2 * BIG, 100]);
-        fake.write(fake.blocks[1].start + BIG + 808, fake.blocks[2].start);
+        fake.write(fake.blocks[1].address + BIG + 808, fake.blocks[2].address);
         let roots = Roots {
             memory: Vec::new(),
-            words: vec![fake.blocks[1].start],
+            words: vec![fake.blocks[1].address],
         };
         let reached = search(&fake.blocks, &roots, &fake, u64::MAX).unwrap();
         assert_eq!(reached.reach, [Lost, Reachable, Reachable]);
@@ -520,12 +528,12 @@ mod tests {
     fn blocks_across_pages_are_looked_at_whole() {
         let mut fake = Fake::with(&[3000, 3000, 9000, 64]);
         fake.root(0, 2, 0);
-        let last = fake.blocks[2].start + 9000 - 8;
-        fake.write(last, fake.blocks[3].start);
-        let first = fake.blocks[2].start;
-        fake.write(first, fake.blocks[1].start);
-        let over = fake.blocks[1].start.next_multiple_of(PAGE) - 8;
-        fake.write(over, fake.blocks[0].start);
+        let last = fake.blocks[2].address + 9000 - 8;
+        fake.write(last, fake.blocks[3].address);
+        let first = fake.blocks[2].address;
+        fake.write(first, fake.blocks[1].address);
+        let over = fake.blocks[1].address.next_multiple_of(PAGE) - 8;
+        fake.write(over, fake.blocks[0].address);
         assert_eq!(fake.search().reach, [Reachable; 4]);
     }
 
@@ -545,10 +553,10 @@ mod tests {
             for place in 0..random(count as u64) {
                 let from = (random(4) != 0).then(|| length(random(count as u64)));
                 let (to, inside) = (length(random(count as u64)), 8 * random(2));
-                let target = fake.blocks[to].start + inside;
+                let target = fake.blocks[to].address + inside;
                 match from {
                     Some(from) => {
-                        let at = fake.blocks[from].start + 8 * random(8);
+                        let at = fake.blocks[from].address + 8 * random(8);
                         fake.write(at, target);
                     }
                     None => fake.write(DATA + 8 * place, target),
@@ -558,7 +566,7 @@ mod tests {
             for (from, block) in fake.blocks.iter().enumerate() {
                 for at in 0..8 {
                     let mut bytes = [0; 8];
-                    assert!(fake.read(block.start + 8 * at, &mut bytes));
+                    assert!(fake.read(block.address + 8 * at, &mut bytes));
                     let word = u64::from_ne_bytes(bytes);
                     edges.extend(lead(&fake, word).map(|(to, start)| (Some(from), to, start)));
                 }
@@ -589,9 +597,9 @@ mod tests {
     }
 
     fn lead(fake: &Fake, word: u64) -> Option<(usize, bool)> {
-        let found = |block: &Block| (block.start..block.start + block.size()).contains(&word);
+        let found = |block: &LiveBlock| (block.address..block.address + block.size).contains(&word);
         let index = fake.blocks.iter().position(found)?;
-        Some((index, fake.blocks[index].start == word))
+        Some((index, fake.blocks[index].address == word))
     }
 
     fn closure(count: usize, edges: &[(Option<usize>, usize, bool)], starts: bool) -> Vec<bool> {

@@ -6,8 +6,8 @@
 use nix::errno::Errno;
 
 use super::sys;
+use crate::allocator::Cache;
 use crate::allocator::walk;
-use crate::allocator::walk::Extents;
 use crate::allocator::walk::Walk;
 use crate::event::AllocatorFigures;
 use crate::event::AllocatorReading;
@@ -194,28 +194,37 @@ impl Reader {
     }
 
     /// Looks through the heap, by figures that were just read through the same thread; `places` is where large blocks may
-    /// be. Lists up to `most_blocks` blocks, and all memory that is the allocator's.
+    /// be.
     pub(super) fn walk(
-        &self,
         tid: u32,
         figures: &Figures,
         places: &[(u64, u64)],
         limits: walk::Limits,
-        most_blocks: usize,
-    ) -> (Walk, Extents) {
+    ) -> Walk {
         let large = walk::Large {
             blocks: figures.counters.live_large_blocks,
             places,
         };
-        let (walk, mut extents) =
-            walk::walk_with_extents(&figures.page, &MemoryOf(tid), large, limits, most_blocks);
-        let page = (self.page, size_of::<Page>() as u64);
-        let caches = self.caches.iter().map(|cache| (*cache, walk::CACHE_BYTES));
-        let records = caches.chain([page]);
-        extents
-            .own
-            .extend(records.map(|(start, bytes)| (start, start.saturating_add(bytes))));
-        (walk, extents)
+        walk::walk(&figures.page, &MemoryOf(tid), large, limits)
+    }
+
+    /// Where the allocator's own records lie: its page, thread caches and arenas. They hold addresses of blocks that nobody
+    /// else knows of.
+    pub(super) fn records(&self) -> Vec<(u64, u64)> {
+        let page = size_of::<Page>() as u64;
+        let caches = self
+            .caches
+            .iter()
+            .map(|at| (*at, size_of::<Cache>() as u64));
+        let arenas = self
+            .arenas
+            .iter()
+            .map(|at| (*at, crate::allocator::ARENA_BYTES as u64));
+        caches
+            .chain(arenas)
+            .chain([(self.page, page)])
+            .map(|(start, length)| (start, start.saturating_add(length)))
+            .collect()
     }
 
     /// The heap errors that have not been told. Of many at once, the page keeps the latest.
@@ -235,7 +244,7 @@ impl Reader {
 }
 
 /// Memory of a thread.
-struct MemoryOf(u32);
+pub(super) struct MemoryOf(pub(super) u32);
 
 impl walk::Memory for MemoryOf {
     fn read(&self, address: u64, bytes: &mut [u8]) -> bool {

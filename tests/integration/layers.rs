@@ -34,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats_page",
             "event",
             "event_log",
+            "symbols",
             "report",
         ],
     ),

@@ -261,7 +261,7 @@ fn functions_that_c_calls_stand_between_the_native_frames_that_call_them_and_tha
             let caller = at("all_cases");
             let between = &names[called..caller];
             let what = format!("{python:?}, {}: {names:?}", told.case);
-            assert!(between.iter().any(|name| *name == "C"), "{what}");
+            assert!(between.contains(&"C"), "{what}");
             if told.case == "lambda" {
                 // list.sort and what leads to the evaluation of the key function.
                 let outwards = between.iter().rev().take_while(|name| **name == "C");

@@ -231,6 +231,90 @@ fn rare_samples_stand_for_what_was_asked_for() {
     }
 }
 
+/// With `--leaks`: lost blocks and bytes.
+fn lost(report: &Report) -> (u64, u64) {
+    let walk = allocator(report, 0).walk.as_ref().unwrap();
+    let leaks = walk.leaks.as_ref().unwrap();
+    assert!(leaks.complete, "{leaks:?}");
+    (leaks.lost_blocks, leaks.lost_bytes)
+}
+
+#[test]
+fn lost_blocks_are_told_from_those_that_the_program_can_still_reach() {
+    let options = [&EVERY_BLOCK[..], &["--leaks"]].concat();
+    for guard in [&[][..], &["--guard"]] {
+        let options = [&options[..], guard].concat();
+        let Some(traced) = run(&options, &["ring"]) else {
+            return;
+        };
+        let (blocks, bytes) = lost(&traced.report);
+        // One word that nobody uses any more may look like a pointer: to a name, or to the ring as a whole.
+        let all = (50 + 20, 5_000 + 20 * 48);
+        assert!(
+            [all, (all.0 - 1, all.1 - 100)].contains(&(blocks, bytes)),
+            "{blocks} {bytes}"
+        );
+        let samples = samples(&traced.report, 0);
+        assert_eq!(samples.lost.unwrap().samples, blocks);
+        let of = |function| path_of(samples, function).unwrap().lost.unwrap().samples;
+        assert_eq!(of("keep_list") + of("keep_array"), 0);
+        assert_eq!(of("lose_ring"), 20);
+    }
+}
+
+/// Definitely and indirectly lost, blocks and bytes, as valgrind sees a program.
+fn by_valgrind(command: &[&std::ffi::OsStr]) -> Option<(u64, u64)> {
+    let output = Command::new(installed(&["valgrind"])?)
+        .args(["--leak-check=full", "--show-leak-kinds=none"])
+        .args(command)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let mut sums = (0, 0);
+    for kind in ["definitely lost: ", "indirectly lost: "] {
+        let Some((_, rest)) = text.split_once(kind) else {
+            assert!(text.contains("no leaks are possible"), "{text}");
+            continue;
+        };
+        let numbers: Vec<u64> = rest
+            .lines()
+            .next()
+            .unwrap()
+            .split(' ')
+            .filter_map(|word| word.replace(',', "").parse().ok())
+            .collect();
+        sums = (sums.0 + numbers[1], sums.1 + numbers[0]);
+    }
+    Some(sums)
+}
+
+#[test]
+fn what_is_lost_valgrind_calls_lost_too() {
+    let perl = installed(&["perl"]);
+    let Some(program) = program() else {
+        return skip("there is no C compiler");
+    };
+    let mut commands: Vec<Vec<&std::ffi::OsStr>> = vec![vec![program.as_os_str()]];
+    if let Some(perl) = &perl {
+        let script = "my $x = {a => 1}; $x->{me} = $x; undef $x;";
+        commands.push(vec![perl.as_os_str(), "-e".as_ref(), script.as_ref()]);
+    }
+    for command in commands {
+        let Some(expected) = by_valgrind(&command) else {
+            return skip("valgrind is not installed");
+        };
+        let traced = trace(&["--allocator", "bundled", "--leaks"], &command);
+        let found = lost(&traced.report);
+        assert!(expected.0 > 0, "{command:?}");
+        // Stacks differ a little, and so what lies about on them.
+        assert!(found.0.abs_diff(expected.0) <= 2, "{found:?} {expected:?}");
+        assert!(
+            found.1.abs_diff(expected.1) <= expected.1 / 10,
+            "{found:?} {expected:?}"
+        );
+    }
+}
+
 #[test]
 fn a_replayed_log_gives_the_same_report() {
     let Some(program) = program() else {
@@ -242,6 +326,7 @@ fn a_replayed_log_gives_the_same_report() {
         breaktrace()
             .args(["run", "-q"])
             .args(EVERY_BLOCK)
+            .arg("--leaks")
             .arg("--events")
             .arg(&events)
             .arg("-o")

@@ -662,6 +662,10 @@ fn is_call(event: &Value) -> bool {
         "snapshot",
         "notice",
         "recording_ended",
+        "module_seen",
+        "function_seen",
+        "stack_seen",
+        "code_named",
     ];
     !other.iter().any(|name| event["event"] == *name)
 }
@@ -672,6 +676,8 @@ fn without_origin(event: &Value) -> Value {
     for field in ["t", "pid", "tid", "space"] {
         assert!(fields.remove(field).is_some(), "no `{field}`");
     }
+    // Where a call comes from its program does not tell.
+    fields.remove("stack");
     event
 }
 

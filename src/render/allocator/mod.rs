@@ -3,7 +3,6 @@
 
 mod checks;
 mod heap_errors;
-mod leaks;
 mod samples;
 #[cfg(test)]
 pub(super) mod tests;
@@ -11,7 +10,6 @@ pub(super) mod tests;
 pub(super) use checks::checks;
 pub(super) use heap_errors::HeapErrorPart;
 pub(super) use heap_errors::heap_errors;
-pub(super) use leaks::leaks;
 pub(super) use samples::samples;
 
 use std::cmp::Reverse;
@@ -254,6 +252,9 @@ pub(super) fn findings(report: &Report, space: &SpaceReport, verbose: bool) -> V
         .map(|walk| not_freed(report, space, walk, verbose))
         .or_else(|| not_freed_by_classes(report, space, allocator, verbose));
     texts.extend(not_freed.map(|text| ("not freed ", text)));
+    if report.recording.capture.leaks {
+        texts.push(("lost      ", lost(allocator.walk.as_ref())));
+    }
     if let Some(text) = settings(allocator, verbose) {
         texts.push(("policy    ", text));
     }
@@ -396,6 +397,52 @@ fn not_freed(report: &Report, space: &SpaceReport, walk: &HeapWalk, verbose: boo
 
 /// The same by the counters alone, which know the sizes of small blocks by class; `None` when they were read in the midst
 /// of things.
+/// What of the blocks never freed nothing points to any more.
+fn lost(walk: Option<&HeapWalk>) -> String {
+    let Some(leaks) = walk.and_then(|walk| walk.leaks.as_ref()) else {
+        return "not searched: the program did not stand still at its end, or goes on".to_owned();
+    };
+    if let Some(why) = &leaks.stopped {
+        return format!("not known: {why}");
+    }
+    let mut doubts = String::new();
+    if let (Some(blocks @ 1..), Some(bytes)) =
+        (leaks.possibly_lost_blocks, leaks.possibly_lost_bytes)
+    {
+        doubts.push_str(&format!(
+            "; to {} with {} only pointers to their inside lead",
+            exact_count(blocks, "block", "blocks"),
+            ByteSize(bytes)
+        ));
+    }
+    if let Some(bytes @ 1..) = leaks.unreadable_bytes {
+        doubts.push_str(&format!(
+            "; {} of memory could not be read, and pointers in it are not known",
+            ByteSize(bytes)
+        ));
+    }
+    if leaks.lost_blocks == 0 {
+        return format!("nothing: a pointer leads to each block that was not freed{doubts}");
+    }
+    let sizes: Vec<String> = leaks
+        .largest
+        .iter()
+        .take(LISTED_SIZES)
+        .map(|size| format!("{} of {}", Exact(size.blocks), ByteSize(size.size_bytes)))
+        .collect();
+    format!(
+        "{} with {}, to which no pointer leads: {}{}{doubts}",
+        exact_count(leaks.lost_blocks, "block", "blocks"),
+        ByteSize(leaks.lost_bytes),
+        sizes.join(", "),
+        if leaks.largest.len() > LISTED_SIZES {
+            ", …"
+        } else {
+            ""
+        }
+    )
+}
+
 fn not_freed_by_classes(
     report: &Report,
     space: &SpaceReport,

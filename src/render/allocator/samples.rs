@@ -27,13 +27,19 @@ pub(in crate::render) fn samples(space: &SpaceReport, verbose: bool, width: usiz
         return Vec::new();
     };
     let listed = listed(&samples.paths, verbose);
-    let mut table = Table::new(vec![
-        Column::number("never freed").space(0),
+    let mut columns = Vec::new();
+    if samples.lost.is_some() {
+        columns.push(Column::number("lost").space(0));
+        columns.push(Column::number("blocks"));
+    }
+    columns.extend([
+        Column::number("never freed").space(if columns.is_empty() { 0 } else { 2 }),
         Column::number("blocks"),
         Column::number("requested").rank(2),
         Column::number("blocks").rank(1),
         Column::words("by").cuttable(),
     ]);
+    let mut table = Table::new(columns);
     for path in &listed {
         table.row(row(path, samples));
     }
@@ -68,20 +74,21 @@ fn row(path: &SampledPath, samples: &Samples) -> Vec<Cell> {
     let mark = if samples.interval_bytes == 1 { "" } else { "~" };
     let bytes = |sum: SampleSum| format!("{mark}{}", ByteSize(sum.estimated_bytes));
     let blocks = |sum: SampleSum| format!("{mark}{}", Exact(sum.estimated_blocks));
-    let (never_freed, live_blocks) = match path.live.samples {
-        0 => (Cell::plain("–"), Cell::plain("–")),
-        _ => (
-            Cell::of(Tone::Strong, &bytes(path.live)),
-            Cell::plain(blocks(path.live)),
-        ),
+    let pair = |sum: SampleSum, tone| match sum.samples {
+        0 => [Cell::plain("–"), Cell::plain("–")],
+        _ => [Cell::of(tone, &bytes(sum)), Cell::plain(blocks(sum))],
     };
-    vec![
-        never_freed,
-        live_blocks,
+    let mut cells = Vec::new();
+    if samples.lost.is_some() {
+        cells.extend(pair(path.lost.unwrap_or_default(), Tone::Warning));
+    }
+    cells.extend(pair(path.live, Tone::Strong));
+    cells.extend([
         Cell::plain(bytes(path.requested)),
         Cell::plain(blocks(path.requested)),
         Cell::plain(call_paths::way(path.culprit.as_ref(), &path.path)),
-    ]
+    ]);
+    cells
 }
 
 /// What is not listed, and how far the figures can be trusted.

@@ -124,7 +124,6 @@ fn account(counters: Counters) -> AllocatorReport {
     };
     AllocatorReport {
         samples: None,
-        leaks: None,
         setup: Some(setup()),
         last: Some(moment.clone()),
         largest: Some(moment),
@@ -145,6 +144,7 @@ fn account(counters: Counters) -> AllocatorReport {
             },
         ],
         walk: Some(HeapWalk {
+            leaks: None,
             complete: true,
             stopped: None,
             live_blocks: counters.live_blocks,
@@ -167,7 +167,6 @@ fn account(counters: Counters) -> AllocatorReport {
 fn unheard(name: &str) -> AllocatorReport {
     AllocatorReport {
         samples: None,
-        leaks: None,
         name: name.into(),
         setup: None,
         absence: None,
@@ -283,7 +282,6 @@ fn absent() -> Report {
     let mut report = program(&["static-one"], &[132 * 1_024]);
     main(&mut report).allocator = Some(AllocatorReport {
         samples: None,
-        leaks: None,
         absence: Some(absence()),
         ..unheard("bundled")
     });
@@ -464,7 +462,6 @@ fn programs_that_ran_without_it_are_counted_with_the_reason() {
         let space = report.address_spaces.last_mut().unwrap();
         space.allocator = Some(AllocatorReport {
             samples: None,
-            leaks: None,
             absence: Some(absence()),
             ..unheard("bundled")
         });
@@ -570,6 +567,7 @@ fn blocks_never_freed_are_counted_by_the_sizes_that_weigh_most() {
     let mut report = bundled();
     change(&mut report, |allocator| {
         allocator.walk = Some(HeapWalk {
+            leaks: None,
             complete: false,
             stopped: Some("a chunk's size was overwritten".into()),
             live_blocks: 3,
@@ -583,6 +581,7 @@ fn blocks_never_freed_are_counted_by_the_sizes_that_weigh_most() {
     );
     change(&mut report, |allocator| {
         allocator.walk = Some(HeapWalk {
+            leaks: None,
             complete: true,
             stopped: None,
             live_blocks: 0,
