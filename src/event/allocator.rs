@@ -301,7 +301,7 @@ pub struct HeapWalk {
     pub largest: Vec<SizeCount>,
     /// Which of them nothing points to any more; absent unless that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leaks: Option<LeakSearch>,
+    pub leaks: Option<Box<LeakSearch>>,
 }
 
 /// A search for live blocks to which no pointer leads: from registers, stacks and all memory that was written and is no heap,

@@ -470,7 +470,8 @@ impl Tracer {
         };
         let walk = Reader::walk(tid, &figures, &places, limits);
         let records = reader.records();
-        let leaks = searches.then(|| self.seek_leaks(tid, space, &mappings, &walk, records));
+        let leaks =
+            searches.then(|| Box::new(self.seek_leaks(tid, space, &mappings, &walk, records)));
         for kind in seen_in_heap(&walk, leaks) {
             self.record(tid, space, kind);
         }
@@ -550,7 +551,7 @@ fn private_memory(mappings: &[Mapping]) -> Vec<(u64, u64)> {
 }
 
 /// What a walk through the heap tells: errors first.
-fn seen_in_heap(walk: &Walk, leaks: Option<LeakSearch>) -> Vec<EventKind> {
+fn seen_in_heap(walk: &Walk, leaks: Option<Box<LeakSearch>>) -> Vec<EventKind> {
     let errors = walk.damage.iter().map(|damage| {
         EventKind::HeapError(HeapError {
             number: None,

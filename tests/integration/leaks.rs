@@ -64,7 +64,7 @@ struct Found {
 }
 
 fn leaks(report: &Report, space: usize) -> Option<&LeakSearch> {
-    allocator(report, space).walk.as_ref()?.leaks.as_ref()
+    allocator(report, space).walk.as_ref()?.leaks.as_deref()
 }
 
 #[track_caller]
