@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::support::Traced;
 use crate::support::can_fix_addresses;
+use crate::support::fixture;
 use crate::support::folder;
 use crate::support::installed;
 use crate::support::not_here;
@@ -217,4 +218,129 @@ fn stacks_of_perl_are_those_that_gdb_sees() {
     let file = folder.path().join("script.pl");
     std::fs::write(&file, script).unwrap();
     expect_agreement(&[perl.to_str().unwrap(), file.to_str().unwrap()], 5);
+}
+
+/// The function that is named for each step of the break, in order.
+fn culprits(traced: &Traced) -> Vec<String> {
+    let stacks = traced.report.stacks.as_ref().unwrap();
+    let space = traced.report.main().unwrap();
+    space
+        .program_break
+        .steps
+        .kept
+        .iter()
+        .filter_map(|step| {
+            let stack = stacks
+                .stacks
+                .iter()
+                .find(|stack| Some(stack.id) == step.stack)?;
+            let culprit = stack.culprit?;
+            let frame = &stacks.frames[stack.frames[culprit.depth as usize] as usize];
+            Some(frame.functions.get(culprit.function as usize)?.name.clone())
+        })
+        .collect()
+}
+
+#[test]
+fn libraries_that_come_and_go_at_one_address_keep_their_own_names() {
+    let Some(program) = crate::support::compile("reload", &["-ldl"]) else {
+        return skip("there is no C compiler");
+    };
+    let libraries = ["first_of_two", "other_of_two"].map(|name| {
+        let function = format!("-DFUNCTION={name}");
+        crate::support::compile("reload", &["-shared", "-fPIC", "-g", &function]).unwrap()
+    });
+    let traced = trace(&["--no-aslr"], [&program, &libraries[0], &libraries[1]]);
+    traced.ended.expect_code(0);
+    assert_eq!(
+        traced.ended.fact("same_place"),
+        "1",
+        "the point of this test"
+    );
+    let culprits = culprits(&traced);
+    let of_libraries: Vec<&String> = culprits
+        .iter()
+        .filter(|name| name.ends_with("_of_two"))
+        .collect();
+    assert_eq!(
+        of_libraries,
+        ["first_of_two", "other_of_two"],
+        "{culprits:?}"
+    );
+}
+
+#[test]
+fn no_more_frames_are_recorded_than_asked_for_and_what_is_missing_is_said() {
+    let traced = trace(&["--stack-depth", "3"], [fixture("brk_moves")]);
+    let stacks = traced.report.stacks.as_ref().unwrap();
+    assert!(stacks.truncated > 0);
+    for stack in &stacks.stacks {
+        assert!(stack.frames.len() <= 3);
+        let is_cut = stack.truncated == Some(breaktrace::event::Truncation::Depth);
+        assert!(is_cut || stack.frames.len() < 3, "{stack:?}");
+    }
+}
+
+#[test]
+fn stacks_are_recorded_of_what_was_asked_for() {
+    for (mode, of_break, of_mmap) in [
+        ("off", false, false),
+        ("brk", true, false),
+        ("all", true, true),
+    ] {
+        let traced = trace(&["--stacks", mode], [fixture("brk_moves")]);
+        let has = |call: &str| {
+            let mut calls = traced.events.iter().filter(|event| event["event"] == call);
+            calls.any(|event| event["stack"].is_number())
+        };
+        assert_eq!((has("brk"), has("mmap")), (of_break, of_mmap), "{mode}");
+        assert_eq!(traced.report.stacks.is_some(), mode != "off");
+    }
+}
+
+/// Functions of generated code in any stack.
+fn generated(traced: &Traced) -> Vec<String> {
+    let stacks = traced.report.stacks.as_ref().unwrap();
+    let is_generated = |frame: &&breaktrace::report::StackFrame| {
+        frame
+            .module
+            .and_then(|module| stacks.modules.get(module as usize))
+            .is_some_and(|module| module.kind == breaktrace::event::ModuleKind::Generated)
+    };
+    stacks
+        .frames
+        .iter()
+        .filter(is_generated)
+        .flat_map(|frame| &frame.functions)
+        .map(|function| function.name.clone())
+        .collect()
+}
+
+#[test]
+fn functions_that_node_compiled_are_named() {
+    let Some(node) = installed(&["node"]) else {
+        return skip("node is not installed");
+    };
+    let folder = folder();
+    let script = folder.path().join("grow.js");
+    std::fs::write(
+        &script,
+        "function growTable(n) { const all = []; for (let i = 0; i < n; i++) all.push(Buffer.alloc(200000)); \
+         return all; }\nlet kept; for (let i = 0; i < 600; i++) kept = growTable(20);\nconsole.log(kept.length);\n",
+    )
+    .unwrap();
+    let traced = crate::support::trace_unchecked(
+        &[],
+        [
+            node.as_os_str(),
+            "--perf-basic-prof".as_ref(),
+            script.as_os_str(),
+        ],
+    );
+    traced.ended.expect_code(0);
+    let names = generated(&traced);
+    assert!(
+        names.iter().any(|name| name.contains("growTable")),
+        "{names:?}"
+    );
 }
