@@ -335,6 +335,8 @@ fn functions_that_node_compiled_are_named() {
         [
             node.as_os_str(),
             "--perf-basic-prof".as_ref(),
+            // Functions that are not compiled yet have code of their own as well.
+            "--interpreted-frames-native-stack".as_ref(),
             // Otherwise one is left where the tests run.
             "--no-logfile-per-isolate".as_ref(),
             log.as_ref(),
