@@ -301,11 +301,11 @@ pub struct HeapWalk {
     pub largest: Vec<SizeCount>,
     /// Which of them nothing points to any more; absent unless that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leaks: Option<LeakSearch>,
+    pub leaks: Option<Box<LeakSearch>>,
 }
 
-/// A search for live blocks to which no pointer leads: from registers, stacks and all memory that can be written and is no
-/// heap, through blocks that are reached. A block that is called lost is lost, unless the program hides its pointers; one that
+/// A search for live blocks to which no pointer leads: from registers, stacks and all memory that was written and is no heap,
+/// through blocks that are reached. A block that is called lost is lost, unless the program hides its pointers; one that
 /// is called reachable may be lost, where a number looks like its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -319,6 +319,25 @@ pub struct LeakSearch {
     pub lost_blocks: u64,
     /// Bytes asked for in them.
     pub lost_bytes: u64,
+    /// Of the lost blocks, those to which another lost block leads; `null` when not told apart.
+    #[serde(default)]
+    pub indirectly_lost_blocks: Option<u64>,
+    /// Bytes asked for in them; `null` when not told apart.
+    #[serde(default)]
+    pub indirectly_lost_bytes: Option<u64>,
+    /// Blocks that are not called lost, though only chains of pointers lead to them of which one leads to the inside of a
+    /// block; `null` when not told apart.
+    #[serde(default)]
+    pub possibly_lost_blocks: Option<u64>,
+    /// Bytes asked for in them; `null` when not told apart.
+    #[serde(default)]
+    pub possibly_lost_bytes: Option<u64>,
+    /// Bytes of memory that were searched for pointers; `null` when not known.
+    #[serde(default)]
+    pub searched_bytes: Option<u64>,
+    /// Bytes that could not be read: a block to which only they lead is called lost; `null` when not known.
+    #[serde(default)]
+    pub unreadable_bytes: Option<u64>,
     /// The sizes of which most bytes are lost, most first.
     pub largest: Vec<SizeCount>,
     /// Those of the lost blocks that are samples; in event logs only.

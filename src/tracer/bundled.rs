@@ -1,8 +1,6 @@
 //! Watches the bundled allocator in the programs under trace: where its page is, when its figures are read, and why it
 //! is missing where it was asked for.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Tracer;
@@ -11,15 +9,13 @@ use super::call::Pending;
 use super::call::Signed;
 use super::executable;
 use super::executable::Linkage;
+use super::leaks;
 use super::library;
 use super::proc;
-use super::reachability;
-use super::stats_reader::MemoryOf;
 use super::stats_reader::ReadError;
 use super::stats_reader::Reader;
-use super::sys;
-use super::sys::StackRegisters;
 use crate::allocator::EVERY_BLOCK;
+use crate::allocator::walk::Limits;
 use crate::allocator::walk::Walk;
 use crate::event::AbsenceReason;
 use crate::event::AllocatorAbsence;
@@ -43,12 +39,6 @@ use crate::units::Timestamp;
 
 /// With more thread caches than so many, reading takes as long as a call: then figures are read less often.
 const MANY_CACHES: usize = 64;
-/// Most live blocks among which lost ones are searched: some 24 bytes of ours for each.
-const MOST_SEARCHED_BLOCKS: usize = 20_000_000;
-/// Most memory that is searched for pointers, in bytes.
-const MOST_SEARCHED_BYTES: u64 = 16 << 30;
-/// Sizes of lost blocks that are told.
-const MOST_LOST_SIZES: usize = 16;
 /// So far apart at least, in nanoseconds.
 const MANY_CACHES_PAUSE: u64 = 10_000_000;
 
@@ -473,13 +463,15 @@ impl Tracer {
         };
         let mappings = mapping::read(tid).unwrap_or_default();
         let places = private_memory(&mappings);
-        let most_blocks = if searches { MOST_SEARCHED_BLOCKS } else { 0 };
-        let walk = Reader::walk(tid, &figures, &places, most_blocks);
+        let limits = if searches {
+            leaks::limits()
+        } else {
+            Limits::default()
+        };
+        let walk = Reader::walk(tid, &figures, &places, limits);
         let records = reader.records();
-        let leaks = searches.then(|| {
-            let library = self.library.as_ref().map(|library| library.path());
-            search_for_leaks(tid, &walk, &mappings, records, library)
-        });
+        let leaks =
+            searches.then(|| Box::new(self.seek_leaks(tid, space, &mappings, &walk, records)));
         for kind in seen_in_heap(&walk, leaks) {
             self.record(tid, space, kind);
         }
@@ -559,7 +551,7 @@ fn private_memory(mappings: &[Mapping]) -> Vec<(u64, u64)> {
 }
 
 /// What a walk through the heap tells: errors first.
-fn seen_in_heap(walk: &Walk, leaks: Option<LeakSearch>) -> Vec<EventKind> {
+fn seen_in_heap(walk: &Walk, leaks: Option<Box<LeakSearch>>) -> Vec<EventKind> {
     let errors = walk.damage.iter().map(|damage| {
         EventKind::HeapError(HeapError {
             number: None,
@@ -595,107 +587,6 @@ fn seen_in_heap(walk: &Walk, leaks: Option<LeakSearch>) -> Vec<EventKind> {
         leaks,
     });
     errors.chain([walked]).collect()
-}
-
-/// Searches for blocks to which nothing points any more, in a program that stands still and was just looked through.
-fn search_for_leaks(
-    tid: u32,
-    walk: &Walk,
-    mappings: &[Mapping],
-    records: Vec<(u64, u64)>,
-    library: Option<&Path>,
-) -> LeakSearch {
-    let stopped = |why: String| LeakSearch {
-        stopped: Some(why),
-        ..LeakSearch::default()
-    };
-    if let Some(why) = &walk.stopped {
-        return stopped(format!("not all blocks are known: {why}"));
-    }
-    if walk.blocks.len() as u64 != walk.live_blocks {
-        return stopped(format!(
-            "there are {} live blocks, and more than {MOST_SEARCHED_BLOCKS} are not searched",
-            walk.live_blocks
-        ));
-    }
-    let Some(registers) = sys::stack_registers(tid) else {
-        return stopped("the registers of the last thread cannot be read".to_owned());
-    };
-    let stack_pointer = registers.by_number[StackRegisters::STACK_POINTER];
-    let holes: Vec<(u64, u64)> = walk
-        .spans
-        .iter()
-        .copied()
-        .chain(records)
-        .chain(own_memory(mappings, library))
-        .chain(unused_stack(mappings, stack_pointer))
-        .collect();
-    let roots = reachability::without(&writable_memory(mappings), &holes);
-    let found = reachability::search(
-        walk.blocks.clone(),
-        &registers.by_number,
-        &roots,
-        &MemoryOf(tid),
-        MOST_SEARCHED_BYTES,
-    );
-    let mut sizes = BTreeMap::<u64, u64>::new();
-    for block in &found.lost {
-        *sizes.entry(block.size).or_default() += 1;
-    }
-    let mut largest: Vec<SizeCount> = sizes
-        .into_iter()
-        .map(|(size_bytes, blocks)| SizeCount { size_bytes, blocks })
-        .collect();
-    largest.sort_by_key(|size| Reverse(size.size_bytes.saturating_mul(size.blocks)));
-    largest.truncate(MOST_LOST_SIZES);
-    LeakSearch {
-        complete: found.stopped.is_none(),
-        stopped: found.stopped,
-        lost_blocks: found.lost.len() as u64,
-        lost_bytes: found.lost.iter().map(|block| block.size).sum(),
-        largest,
-        lost_samples: found
-            .lost
-            .iter()
-            .filter(|block| block.is_sample)
-            .map(|block| Address(block.address))
-            .collect(),
-    }
-}
-
-/// Where a program may keep pointers.
-fn writable_memory(mappings: &[Mapping]) -> Vec<(u64, u64)> {
-    mappings
-        .iter()
-        .filter(|mapping| mapping.permissions.read && mapping.permissions.write)
-        .map(|mapping| (mapping.start.0, mapping.end.0))
-        .collect()
-}
-
-/// The preloaded library's own variables, which remember blocks that were freed; what is zero at first lies right behind them.
-fn own_memory(mappings: &[Mapping], library: Option<&Path>) -> Vec<(u64, u64)> {
-    let mut own = Vec::new();
-    let mut end_of_library = None;
-    for mapping in mappings {
-        let name = mapping.name.as_deref();
-        let is_library = name.is_some() && name.map(Path::new) == library;
-        let is_behind = name.is_none() && end_of_library == Some(mapping.start.0);
-        if is_library || is_behind {
-            own.push((mapping.start.0, mapping.end.0));
-            end_of_library = Some(mapping.end.0);
-        }
-    }
-    own
-}
-
-/// The part of a stack that is not in use: below its pointer, less what the ABI lets leaf functions use there.
-fn unused_stack(mappings: &[Mapping], stack_pointer: u64) -> Option<(u64, u64)> {
-    const RED_ZONE: u64 = 128;
-    let mapping = mappings
-        .iter()
-        .find(|mapping| (mapping.start.0..mapping.end.0).contains(&stack_pointer))?;
-    let end = stack_pointer.saturating_sub(RED_ZONE);
-    (mapping.start.0 < end).then_some((mapping.start.0, end))
 }
 
 /// The figures could not be read, and will not be again.

@@ -673,6 +673,7 @@ impl Tracer {
         if let Some(tracee) = self.tracees.threads.get_mut(&tid) {
             tracee.ending = true;
         }
+        self.keep_last_registers(tid);
         if let Some(space) = self.tracees.space_of(tid)
             && self
                 .tracees

@@ -154,6 +154,24 @@ fn listed(tried: &[(PathBuf, FolderProblem)]) -> String {
     all.join(", ")
 }
 
+/// Bytes of address space that a 64-bit ELF file takes when it is loaded, by its program headers (elf(5)).
+fn memory_bytes(file: &[u8]) -> Option<u64> {
+    const PT_LOAD: u64 = 1;
+    let number = |at: usize| {
+        let bytes = file.get(at..)?.get(..8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let headers = usize::try_from(number(0x20)?).ok()?;
+    let [size, count] =
+        [0x36, 0x38].map(|at| number(at).and_then(|both| usize::try_from(both & 0xffff).ok()));
+    let (size, count) = (size?, count?);
+    (0..count)
+        .map(|index| headers.saturating_add(index * size))
+        .filter(|at| number(*at).is_some_and(|word| word & 0xffff_ffff == PT_LOAD))
+        .filter_map(|at| number(at + 0x10)?.checked_add(number(at + 0x28)?))
+        .max()
+}
+
 /// A library that is there for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Library {
@@ -178,6 +196,12 @@ impl Library {
             }
             Allocator::Library(path) => examine(path).map(Some),
         }
+    }
+
+    /// Bytes of address space that the bundled one takes; 0 for another.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let bundled = self.folder.as_ref().and(Some(BUNDLED));
+        bundled.and_then(memory_bytes).unwrap_or(0)
     }
 
     /// Its file.
@@ -351,6 +375,14 @@ mod tests {
     use std::os::unix::fs::DirBuilderExt;
 
     use super::*;
+
+    #[test]
+    fn the_bundled_library_takes_more_memory_than_its_counters() {
+        let counters = size_of::<crate::stats_page::ArenaCounters>() as u64;
+        let bytes = memory_bytes(BUNDLED).unwrap();
+        assert!((counters..4 << 20).contains(&bytes), "{bytes}");
+        assert_eq!(memory_bytes(&BUNDLED[..40]), None);
+    }
 
     #[test]
     fn the_library_goes_with_its_folder() {

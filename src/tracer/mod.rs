@@ -18,6 +18,7 @@ mod image;
 mod latency;
 mod launch;
 mod launch_error;
+mod leaks;
 mod library;
 mod modules;
 mod perf_map;

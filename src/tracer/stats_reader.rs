@@ -195,27 +195,17 @@ impl Reader {
 
     /// Looks through the heap, by figures that were just read through the same thread; `places` is where large blocks may
     /// be.
-    ///
-    /// Tells `most_blocks` live blocks one by one.
     pub(super) fn walk(
         tid: u32,
         figures: &Figures,
         places: &[(u64, u64)],
-        most_blocks: usize,
+        limits: walk::Limits,
     ) -> Walk {
         let large = walk::Large {
             blocks: figures.counters.live_large_blocks,
             places,
         };
-        walk::walk(
-            &figures.page,
-            &MemoryOf(tid),
-            large,
-            walk::Limits {
-                blocks: most_blocks,
-                ..walk::Limits::default()
-            },
-        )
+        walk::walk(&figures.page, &MemoryOf(tid), large, limits)
     }
 
     /// Where the allocator's own records lie: its page, thread caches and arenas. They hold addresses of blocks that nobody

@@ -10,6 +10,7 @@ use super::modules::Code;
 use super::proc;
 use super::stop::Resume;
 use super::stop::Stopped;
+use super::sys::StackRegisters;
 use crate::event::EventKind;
 use crate::event::Outcome;
 use crate::event::SpaceId;
@@ -92,6 +93,8 @@ pub(super) struct Space {
     pub(super) bundled: Bundled,
     /// Its code, as far as stacks needed it.
     pub(super) code: Code,
+    /// Of threads that ended with their process, if leaks are to be looked for.
+    pub(super) last_registers: Vec<StackRegisters>,
 }
 
 /// A call under way, as far as others need to know.

@@ -21,6 +21,7 @@ mod formats;
 mod hostile_files;
 mod kernel_view;
 mod layers;
+mod leaks;
 mod lifecycle;
 mod preloaded;
 mod processes;

@@ -323,6 +323,7 @@ fn functions_that_node_compiled_are_named() {
     };
     let folder = folder();
     let script = folder.path().join("grow.js");
+    let log = format!("--logfile={}", folder.path().join("v8.log").display());
     std::fs::write(
         &script,
         "function growTable(n) { const all = []; for (let i = 0; i < n; i++) all.push(Buffer.alloc(200000)); \
@@ -334,6 +335,11 @@ fn functions_that_node_compiled_are_named() {
         [
             node.as_os_str(),
             "--perf-basic-prof".as_ref(),
+            // Functions that are not compiled yet have code of their own as well.
+            "--interpreted-frames-native-stack".as_ref(),
+            // Otherwise one is left where the tests run.
+            "--no-logfile-per-isolate".as_ref(),
+            log.as_ref(),
             script.as_os_str(),
         ],
     );

@@ -405,8 +405,24 @@ fn lost(walk: Option<&HeapWalk>) -> String {
     if let Some(why) = &leaks.stopped {
         return format!("not known: {why}");
     }
+    let mut doubts = String::new();
+    if let (Some(blocks @ 1..), Some(bytes)) =
+        (leaks.possibly_lost_blocks, leaks.possibly_lost_bytes)
+    {
+        doubts.push_str(&format!(
+            "; to {} with {} only pointers to their inside lead",
+            exact_count(blocks, "block", "blocks"),
+            ByteSize(bytes)
+        ));
+    }
+    if let Some(bytes @ 1..) = leaks.unreadable_bytes {
+        doubts.push_str(&format!(
+            "; {} of memory could not be read, and pointers in it are not known",
+            ByteSize(bytes)
+        ));
+    }
     if leaks.lost_blocks == 0 {
-        return "nothing: a pointer leads to each block that was not freed".to_owned();
+        return format!("nothing: a pointer leads to each block that was not freed{doubts}");
     }
     let sizes: Vec<String> = leaks
         .largest
@@ -415,7 +431,7 @@ fn lost(walk: Option<&HeapWalk>) -> String {
         .map(|size| format!("{} of {}", Exact(size.blocks), ByteSize(size.size_bytes)))
         .collect();
     format!(
-        "{} with {}, to which no pointer leads: {}{}",
+        "{} with {}, to which no pointer leads: {}{}{doubts}",
         exact_count(leaks.lost_blocks, "block", "blocks"),
         ByteSize(leaks.lost_bytes),
         sizes.join(", "),

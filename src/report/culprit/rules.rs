@@ -308,6 +308,28 @@ pub(super) const ENTRIES: &[Group] = &[
             "valkey_realloc",
         ],
     },
+    // HotSpot's layer over the system (os_posix.cpp, os_linux.cpp, virtualspace.cpp, allocation.cpp).
+    Group {
+        within: Within::Modules(&["libjvm"]),
+        names: &["AllocateHeap", "ReallocateHeap", "anon_mmap"],
+        beginnings: &[
+            "os::commit_memory",
+            "os::pd_commit_memory",
+            "os::uncommit_memory",
+            "os::pd_uncommit_memory",
+            "os::reserve_memory",
+            "os::pd_reserve_memory",
+            "os::attempt_reserve_memory",
+            "os::pd_attempt_reserve_memory",
+            "os::release_memory",
+            "os::pd_release_memory",
+            "os::malloc",
+            "os::realloc",
+            "os::free",
+            "VirtualSpace::expand",
+            "ReservedSpace::",
+        ],
+    },
     // SQLite.
     Group {
         within: Within::Any,
