@@ -94,6 +94,15 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
+/// Bytes as hexadecimal digits: build IDs.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 #[cfg(test)]
 impl schemars::JsonSchema for Address {
     fn schema_name() -> std::borrow::Cow<'static, str> {

@@ -11,7 +11,7 @@ use super::Failure;
 use super::args;
 use super::output;
 use super::output::Outputs;
-use super::symbolize;
+use super::symbols;
 use crate::event_log;
 use crate::event_log::FileKind;
 use crate::model;
@@ -26,7 +26,7 @@ pub(super) fn report(arguments: args::Report) -> Result<Ending, Failure> {
     let outputs = Outputs::new(&arguments.output, output::Default::Stdout)?;
     outputs.check()?;
     let (_, mut report) = read(&arguments.file)?;
-    symbolize::complete(&mut report, &arguments.symbols);
+    symbols::complete(&mut report, &arguments.symbols);
     outputs.write(&report)?;
     Ok(Ending::Code(0))
 }

@@ -8,6 +8,7 @@ mod inspect;
 mod output;
 mod record;
 mod symbolize;
+mod symbols;
 
 use std::ffi::OsString;
 use std::fmt;

@@ -16,7 +16,7 @@ use super::args::SymbolOptions;
 use super::output;
 use super::output::Outputs;
 use super::output::cannot_write;
-use super::symbolize;
+use super::symbols;
 use crate::event::Event;
 use crate::event::EventKind;
 use crate::event::Notice;
@@ -305,7 +305,7 @@ impl Recorded {
     fn finish(self) -> Result<(), Failure> {
         let mut report = self.recorder.report();
         if !self.outputs.is_empty() {
-            symbolize::complete(&mut report, &self.symbols);
+            symbols::complete(&mut report, &self.symbols);
         }
         let written = self.outputs.write(&report);
         match self.failure {

@@ -29,10 +29,10 @@ use super::SymbolSource;
 use super::SymbolState;
 use super::names;
 use super::names::Elf;
-use super::vdso::only_a_name;
 use crate::event::FileIdentity;
 use crate::event::Module;
 use crate::units::Address;
+use crate::units::hex;
 
 /// Where systems keep debug information (gdb, "Debugging Information in Separate Files").
 const SYSTEM_DEBUG_FOLDER: &str = "/usr/lib/debug";
@@ -48,15 +48,6 @@ pub(super) enum Depth {
     DebugInfo,
     /// Its symbol tables only: what remains when reading more has failed.
     Names,
-}
-
-/// The bytes of a build ID as text.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The functions at these offsets of a file.
@@ -110,7 +101,7 @@ pub(super) fn look_up(
         .zip(names::names(&elf, &addresses))
     {
         if functions.is_empty() {
-            functions.extend(name.map(only_a_name));
+            functions.extend(name.map(names::only_a_name));
         }
     }
     if found.state.source != SymbolSource::DebugInfo {

@@ -9,6 +9,8 @@ use object::ReadRef;
 use object::SymbolKind;
 use object::read::elf::ElfFile64;
 
+use super::Function;
+
 /// Longest name that is kept, in characters; names of C++ templates may have any length.
 const LONGEST_NAME: usize = 4096;
 /// Largest symbol table that is read, in symbols; the largest libraries have some millions.
@@ -85,6 +87,15 @@ pub(super) fn shortened(name: &str) -> String {
     match name.char_indices().nth(LONGEST_NAME) {
         None => name.to_owned(),
         Some((end, _)) => format!("{}…", &name[..end]),
+    }
+}
+
+/// A function of which nothing but the name is known.
+pub(super) fn only_a_name(name: String) -> Function {
+    Function {
+        name,
+        file: None,
+        line: None,
     }
 }
 

@@ -9,14 +9,13 @@ use std::os::unix::fs::FileExt;
 use object::Object;
 
 use super::Found;
-use super::Function;
 use super::SymbolSource;
 use super::SymbolState;
-use super::elf::hex;
 use super::names;
 use super::names::Elf;
 use crate::event::Module;
 use crate::units::Address;
+use crate::units::hex;
 
 /// Largest image; it has two to five pages.
 const LARGEST_VDSO: u64 = 1 << 20;
@@ -43,21 +42,12 @@ pub(super) fn look_up(module: &Module, places: &[Address]) -> Found {
     Found {
         functions: names::names(&elf, &addresses)
             .into_iter()
-            .map(|name| name.map(only_a_name).into_iter().collect())
+            .map(|name| name.map(names::only_a_name).into_iter().collect())
             .collect(),
         state: SymbolState {
             source: SymbolSource::Names,
             reason: None,
         },
-    }
-}
-
-/// A function of which nothing but the name is known.
-pub(super) fn only_a_name(name: String) -> Function {
-    Function {
-        name,
-        file: None,
-        line: None,
     }
 }
 

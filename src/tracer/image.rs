@@ -28,6 +28,7 @@ use object::read::elf::ProgramHeader;
 use super::cpython;
 use super::rule::Rule;
 use super::rule::Section;
+use crate::units::hex;
 
 /// Largest section that is read, in bytes; the largest programs have some 40 MB of unwind information.
 const LARGEST_SECTION: u64 = 128 << 20;
@@ -469,14 +470,6 @@ where
         .unwind_info_for_address(frames, bases, context, address)
         .ok()?;
     Some(Rule::new(row, entry.cie(), section))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]
