@@ -59,6 +59,10 @@ fn compile() -> Result<(), String> {
         .arg("-o")
         .arg(&library)
         .arg("src/preload.rs");
+    if variable("CARGO_CFG_TARGET_ARCH")? == "aarch64" {
+        // Otherwise atomic operations are functions that ask the C library which processor this is.
+        command.arg("-Ctarget-feature=-outline-atomics");
+    }
     if let Ok(version) = env::var("CARGO_PKG_VERSION") {
         command.env("BREAKTRACE_VERSION", version);
     }

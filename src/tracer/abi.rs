@@ -5,6 +5,10 @@
 
 /// A call that is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "other architectures lack the old 32-bit doors")
+)]
 pub(super) enum Call {
     /// brk(2).
     Brk,

@@ -213,8 +213,6 @@ impl StackRegisters {
     pub(super) const STACK_POINTER: usize = 31;
     /// `x29`.
     pub(super) const FRAME_POINTER: usize = 29;
-    /// `x30`, the return address of a function that has not saved it yet.
-    pub(super) const LINK: usize = 30;
 }
 
 impl StackRegisters {
