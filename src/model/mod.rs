@@ -23,6 +23,8 @@ mod timeline;
 #[cfg(test)]
 mod allocator_tests;
 #[cfg(test)]
+mod growth_tests;
+#[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;

@@ -14,6 +14,7 @@ use crate::event::Mode;
 use crate::event::Protection;
 use crate::event::RemapFlags;
 use crate::event::SnapshotReason;
+use crate::event::StackId;
 use crate::event::Stops;
 use crate::event_log::EventLog;
 use crate::mapping;
@@ -27,16 +28,16 @@ use crate::units::Address;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 const HEAP: u64 = 0x5555_0000_0000;
-const HIGH: u64 = 0x7f00_0000_0000;
+pub(super) const HIGH: u64 = 0x7f00_0000_0000;
 
-const NONE: Protection = Protection(0);
+pub(super) const NONE: Protection = Protection(0);
 pub(super) const READ_WRITE: Protection = Protection(3);
-const PRIVATE: MapFlags = MapFlags(0x22);
+pub(super) const PRIVATE: MapFlags = MapFlags(0x22);
 
 /// A program, its bss, libraries and stack, with the heap still empty. `{heap}` stands for further lines.
-const FRESH: &str = "555500000000-555500001000 r-xp 00000000 fe:01 11 /bin/program
+pub(super) const FRESH: &str = "555500000000-555500001000 r-xp 00000000 fe:01 11 /bin/program
 7f8000000000-7f8000020000 r-xp 00000000 fe:01 12 /lib/libc.so.6
 7f8000020000-7f8000022000 rw-p 00020000 fe:01 12 /lib/libc.so.6
 7f8000022000-7f8000026000 rw-p 00000000 00:00 0
@@ -47,7 +48,7 @@ const FRESH: &str = "555500000000-555500001000 r-xp 00000000 fe:01 11 /bin/progr
 /// Where the heap of `FRESH` starts.
 pub(super) const START: u64 = HEAP + 0x0100_0000;
 
-fn recording() -> Recording {
+pub(super) fn recording() -> Recording {
     Recording {
         mode: Mode::Run,
         command: vec!["program".into()],
@@ -84,6 +85,8 @@ pub(super) struct Story {
     pub(super) tid: Option<u32>,
     /// Set if the bundled allocator makes the next call.
     pub(super) allocator: Option<AllocatorCall>,
+    /// The stack of the next events.
+    pub(super) stack: Option<StackId>,
 }
 
 impl Story {
@@ -98,6 +101,7 @@ impl Story {
             program_break: START,
             tid: None,
             allocator: None,
+            stack: None,
         }
     }
 
@@ -125,7 +129,7 @@ impl Story {
             tid: self.tid.unwrap_or(self.pid),
             space: SpaceId(self.space),
             allocator: self.allocator.take(),
-            stack: None,
+            stack: self.stack,
             kind,
         };
         self.recorder.record(&event);
@@ -233,7 +237,7 @@ impl Story {
         });
     }
 
-    fn mprotect(&mut self, address: u64, length: u64, protection: Protection) {
+    pub(super) fn mprotect(&mut self, address: u64, length: u64, protection: Protection) {
         self.event(EventKind::Mprotect {
             address: Address(address),
             length,

@@ -29,6 +29,8 @@ use super::SymbolSource;
 use super::SymbolState;
 use super::names;
 use super::names::Elf;
+use super::obstacles;
+use super::obstacles::Obstacle;
 use crate::event::FileIdentity;
 use crate::event::Module;
 use crate::units::Address;
@@ -88,9 +90,10 @@ pub(super) fn look_up(
         && let Some(path) = debug_file(&elf, &program.path, module, &folders)
     {
         match read_debug_info(&path, &addresses, &folders) {
-            Ok(functions) => {
+            Ok((functions, lacks)) => {
                 found.functions = functions;
                 found.state.source = SymbolSource::DebugInfo;
+                found.state.reason = lacks;
             }
             Err(error) => trouble = Some(error),
         }
@@ -280,8 +283,9 @@ fn debug_file<'data, R: object::ReadRef<'data>>(
     module: &Module,
     folders: &[PathBuf],
 ) -> Option<PathBuf> {
-    if has_debug_info(elf) {
-        return Some(program.to_path_buf());
+    let own = has_debug_info(elf).then(|| program.to_path_buf());
+    if own.is_some() && !is_unreadable(elf) {
+        return own;
     }
     let link = elf
         .section_by_name(".gnu_debuglink")
@@ -300,8 +304,14 @@ fn debug_file<'data, R: object::ReadRef<'data>>(
                 (None, None) => false,
             };
             let cache = ReadCache::new(file);
-            belongs && Elf::parse(&cache).is_ok_and(|elf| has_debug_info(&elf))
+            belongs
+                && Elf::parse(&cache).is_ok_and(|elf| has_debug_info(&elf) && !is_unreadable(&elf))
         })
+        .or(own)
+}
+
+fn is_unreadable<'data, R: object::ReadRef<'data>>(elf: &Elf<'data, R>) -> bool {
+    matches!(obstacles::find(elf), Some(Obstacle::Unreadable(_)))
 }
 
 fn debug_file_candidates(
@@ -360,12 +370,17 @@ fn has_checksum(mut file: &File, checksum: u32) -> bool {
     }
 }
 
-/// Functions, files and lines by debug information.
+/// Functions, files and lines by debug information, and what it lacks.
 fn read_debug_info(
     path: &Path,
     addresses: &[Option<u64>],
     folders: &[PathBuf],
-) -> Result<Vec<Vec<Function>>, String> {
+) -> Result<(Vec<Vec<Function>>, Option<String>), String> {
+    let lacks = match obstacle(path) {
+        Some(Obstacle::Unreadable(reason)) => return Err(reason),
+        Some(Obstacle::Incomplete(reason)) => Some(reason),
+        None => None,
+    };
     // Links to further files (dwz(1)) are followed from here; debug links were followed already.
     let symbolizer = Symbolizer::builder()
         .enable_auto_reload(false)
@@ -380,13 +395,19 @@ fn read_debug_info(
         .symbolize(&source, Input::VirtOffset(&known))
         .map_err(|error| error.to_string())?
         .into_iter();
-    Ok(addresses
+    let functions = addresses
         .iter()
         .map(|address| match address.and_then(|_| answers.next()) {
             Some(Symbolized::Sym(symbol)) => functions(&symbol),
             Some(Symbolized::Unknown(_)) | None => Vec::new(),
         })
-        .collect())
+        .collect();
+    Ok((functions, lacks))
+}
+
+fn obstacle(path: &Path) -> Option<Obstacle> {
+    let cache = ReadCache::new(open(path).ok()?);
+    obstacles::find(&Elf::parse(&cache).ok()?)
 }
 
 /// The functions at one place, the innermost first.

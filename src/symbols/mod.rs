@@ -6,6 +6,7 @@
 mod elf;
 mod file;
 mod names;
+mod obstacles;
 mod vdso;
 mod worker;
 

@@ -8,6 +8,7 @@ use breaktrace::report::CallPath;
 use breaktrace::report::Report;
 use breaktrace::symbols::SymbolSource;
 
+use crate::support::Files;
 use crate::support::breaktrace;
 use crate::support::finish;
 use crate::support::folder;
@@ -16,14 +17,14 @@ use crate::support::python;
 use crate::support::skip;
 use crate::support::trace;
 
-fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures/culprits")
         .join(name)
 }
 
 /// Function and line of each mark in a source file: `culprit: NAME`.
-fn marks(source: &Path, word: &str) -> Vec<(String, u32)> {
+pub(crate) fn marks(source: &Path, word: &str) -> Vec<(String, u32)> {
     let text = std::fs::read_to_string(source).unwrap();
     text.lines()
         .zip(1..)
@@ -35,7 +36,7 @@ fn marks(source: &Path, word: &str) -> Vec<(String, u32)> {
         .collect()
 }
 
-fn paths(report: &Report) -> impl Iterator<Item = &CallPath> {
+pub(crate) fn paths(report: &Report) -> impl Iterator<Item = &CallPath> {
     report
         .address_spaces
         .iter()
@@ -43,7 +44,7 @@ fn paths(report: &Report) -> impl Iterator<Item = &CallPath> {
 }
 
 /// Builds a program, without frame pointers, so that only unwind information tells its stacks.
-fn build(source: &Path, into: &Path) -> Option<PathBuf> {
+pub(crate) fn build(source: &Path, into: &Path) -> Option<PathBuf> {
     let extension = source.extension()?.to_str()?;
     let program = into.join(format!("table_of_{extension}"));
     let mut command = match extension {
@@ -72,7 +73,7 @@ fn build(source: &Path, into: &Path) -> Option<PathBuf> {
 
 /// Each marked line made memory grow and is named, and the report has no other functions of that file at other lines.
 #[track_caller]
-fn expect_marks(report: &Report, source: &Path) {
+pub(crate) fn expect_marks(report: &Report, source: &Path) {
     let marks = marks(source, "culprit: ");
     assert!(marks.len() >= 3, "{marks:?}");
     for (name, line) in &marks {
@@ -220,65 +221,50 @@ fn what_is_named_of_gcc_is_a_function_of_gcc_and_none_of_its_allocators() {
 }
 
 #[test]
-fn a_program_stripped_of_its_symbols_gets_them_elsewhere() {
+fn a_replayed_log_gives_the_very_same_report() {
     let folder = folder();
-    let source = source("table.c");
-    let (Some(program), Some(objcopy)) = (build(&source, folder.path()), installed(&["objcopy"]))
-    else {
-        return skip("there is no C compiler, or no objcopy");
-    };
-    let symbols = folder.path().join("symbols");
-    std::fs::create_dir(&symbols).unwrap();
-    let debug = symbols.join("table_of_c.debug");
-    let run = |arguments: &[&std::ffi::OsStr]| {
-        let status = Command::new(&objcopy).args(arguments).status().unwrap();
-        assert!(status.success());
-    };
-    run(&[
-        "--only-keep-debug".as_ref(),
-        "--compress-debug-sections".as_ref(),
-        program.as_os_str(),
-        debug.as_os_str(),
-    ]);
-    run(&["--strip-all".as_ref(), program.as_os_str()]);
-    let report = folder.path().join("report.json");
-    let recorded = finish(
-        breaktrace()
-            .args(["run", "-q", "-o"])
-            .arg(&report)
-            .arg("--")
-            .arg(&program),
-    );
-    recorded.expect_code(0);
-    let read = || {
-        let text = std::fs::read_to_string(&report).unwrap();
-        breaktrace::report::from_json(&text).unwrap()
-    };
-    let of_program = |report: &Report| {
-        let stacks = report.stacks.clone().unwrap();
-        let module = stacks
-            .modules
-            .iter()
-            .find(|module| module.path.ends_with("table_of_c"));
-        module.unwrap().clone()
-    };
-    let before = read();
-    assert_eq!(of_program(&before).symbols.source, SymbolSource::None);
-    assert!(of_program(&before).build_id.is_some());
-    assert!(
-        paths(&before).any(|path| path
-            .path
-            .iter()
-            .any(|step| step.starts_with("table_of_c+0x"))),
-        "places without a name are offsets in the file"
-    );
-    finish(
-        breaktrace()
-            .arg("symbolize")
-            .arg(&report)
-            .arg("--debug-dir")
-            .arg(&symbols),
-    )
-    .expect_code(0);
-    expect_marks(&read(), &source);
+    let source = |name| source(name).into_os_string();
+    let commands = [
+        python().map(|python| vec![python.into_os_string(), source("table.py")]),
+        installed(&["gcc"]).map(|gcc| {
+            let object = folder.path().join("table.o").into_os_string();
+            let arguments = ["-O2".into(), "-c".into(), source("table.c"), "-o".into()];
+            [gcc.into_os_string()]
+                .into_iter()
+                .chain(arguments)
+                .chain([object])
+                .collect()
+        }),
+    ];
+    for command in commands.into_iter().flatten() {
+        let files = Files::within(folder.path());
+        finish(
+            breaktrace()
+                .arg("run")
+                .args(files.options())
+                .arg("--")
+                .args(&command),
+        )
+        .expect_code(0);
+        let live = std::fs::read_to_string(&files.report).unwrap();
+        finish(
+            breaktrace()
+                .arg("report")
+                .arg(&files.events)
+                .arg("-o")
+                .arg(&files.report),
+        )
+        .expect_code(0);
+        let replayed = std::fs::read_to_string(&files.report).unwrap();
+        assert!(live == replayed, "{command:?}");
+        let report = files.report();
+        let growth: u64 = paths(&report).map(|path| path.growth.grown_bytes).sum();
+        let totals = &report.totals;
+        assert!(growth >= totals.break_grown_bytes + totals.anonymous_grown_bytes);
+        let returned: u64 = paths(&report).map(|path| path.growth.returned_bytes).sum();
+        assert_eq!(
+            returned,
+            totals.break_shrunk_bytes + totals.anonymous_shrunk_bytes
+        );
+    }
 }

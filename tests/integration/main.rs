@@ -31,4 +31,5 @@ mod samples;
 mod schema;
 mod stacks;
 mod support;
+mod symbol_files;
 mod transparency;
