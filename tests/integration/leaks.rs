@@ -13,10 +13,10 @@ use crate::support::breaktrace;
 use crate::support::compile;
 use crate::support::finish;
 use crate::support::folder;
-use crate::support::installed;
 use crate::support::python;
 use crate::support::skip;
 use crate::support::trace;
+use crate::support::valgrind;
 
 const LEAKS: [&str; 3] = ["--allocator", "bundled", "--leaks"];
 const LEAKS_BY_PATH: [&str; 5] = [
@@ -202,7 +202,7 @@ fn summed_up(summary: &str, kind: &str) -> BlockCount {
 
 #[test]
 fn valgrind_judges_the_same() {
-    let Some(valgrind) = installed(&["valgrind"]) else {
+    let Some(valgrind) = valgrind() else {
         return skip("there is no valgrind");
     };
     let (Some(program), Some(traced)) = (program(), run(&LEAKS, &[])) else {

@@ -21,6 +21,7 @@ use crate::support::number;
 use crate::support::python;
 use crate::support::skip;
 use crate::support::trace;
+use crate::support::valgrind;
 
 const EVERY_BLOCK: [&str; 4] = ["--allocator", "bundled", "--sample-allocations", "1"];
 
@@ -264,7 +265,7 @@ fn lost_blocks_are_told_from_those_that_the_program_can_still_reach() {
 
 /// Definitely and indirectly lost, blocks and bytes, as valgrind sees a program.
 fn by_valgrind(command: &[&std::ffi::OsStr]) -> Option<(u64, u64)> {
-    let output = Command::new(installed(&["valgrind"])?)
+    let output = Command::new(valgrind()?)
         .args(["--leak-check=full", "--show-leak-kinds=none"])
         .args(command)
         .output()

@@ -111,6 +111,13 @@ pub(crate) fn installed(candidates: &[&str]) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// Valgrind, if it is there and can start: it needs the C library's debug symbols for that (Debian's libc6-dbg).
+pub(crate) fn valgrind() -> Option<PathBuf> {
+    let valgrind = installed(&["valgrind"])?;
+    let output = Command::new(&valgrind).args(["-q", "true"]).output().ok()?;
+    output.status.success().then_some(valgrind)
+}
+
 /// The Python that is no script in front of another one, if there is one.
 pub(crate) fn python() -> Option<PathBuf> {
     let usual = PathBuf::from("/usr/bin/python3");
