@@ -12,6 +12,7 @@ pub mod demo;
 pub mod doctor;
 pub mod event;
 pub mod event_log;
+pub mod heap_walk;
 pub mod inherited;
 pub mod mapping;
 pub mod model;

@@ -7,6 +7,7 @@
 //! mmap(2), mremap(2) and madvise(2).
 
 mod allocator;
+mod heap;
 mod stack;
 
 pub use allocator::AbsenceReason;
@@ -25,6 +26,21 @@ pub use allocator::LeakSearch;
 pub use allocator::ReadingMoment;
 pub use allocator::SampledBlock;
 pub use allocator::SizeCount;
+pub use heap::AllocatorRole;
+pub use heap::Arena;
+pub use heap::ArenaFigures;
+pub use heap::CheckOutcome;
+pub use heap::ChunkClass;
+pub use heap::ExaminationCost;
+pub use heap::GlibcHeap;
+pub use heap::HeapCheck;
+pub use heap::HeapExamination;
+pub use heap::Mallinfo;
+pub use heap::MallocSettings;
+pub use heap::MappedChunks;
+pub use heap::Pin;
+pub use heap::RecognisedAllocator;
+pub use heap::ThreadCaches;
 pub use stack::FileIdentity;
 pub use stack::Frame;
 pub use stack::FunctionId;
@@ -251,6 +267,8 @@ pub enum EventKind {
     HeapError(HeapError),
     /// The bundled allocator's heap was looked through from outside.
     HeapWalked(HeapWalk),
+    /// The heap of the program's own malloc was looked through from outside.
+    HeapExamined(Box<HeapExamination>),
     /// The bundled allocator handed out a block that was chosen as a sample; the event's stack tells to whom.
     BlockSampled(SampledBlock),
     /// A block that was chosen as a sample was freed, or resized; the event's stack tells by whom.

@@ -43,6 +43,7 @@ use crate::event::SpaceId;
 use crate::report::AnonymousReport;
 use crate::report::Checks;
 use crate::report::Difference;
+use crate::report::HeapMoment;
 use crate::report::LayoutSegment;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
@@ -159,6 +160,8 @@ pub(super) struct AddressSpace {
     detail: Option<Box<Detail>>,
     /// Set once something of the bundled allocator was heard.
     allocator: Option<Box<Allocator>>,
+    /// The program's own heap as last looked through from outside.
+    heap: Option<Box<HeapMoment>>,
     latest_call: Option<LatestCall>,
 }
 
@@ -194,6 +197,7 @@ impl AddressSpace {
             checks: Checks::default(),
             detail: Some(Box::default()),
             allocator: None,
+            heap: None,
             latest_call: None,
         }
     }
@@ -815,6 +819,12 @@ impl AddressSpace {
                     .heap_error(event.time, event.pid, *error, stack);
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
+            EventKind::HeapExamined(examination) => {
+                self.heap = Some(Box::new(HeapMoment {
+                    time_ns: event.time,
+                    examination: (**examination).clone(),
+                }));
+            }
             EventKind::BlockSampled(block) => self.allocator().samples.sampled(*block, stack),
             EventKind::SampleFreed { address } => self.allocator().samples.freed(*address, stack),
             _ => {}
@@ -1049,6 +1059,7 @@ impl AddressSpace {
             },
             growth: self.growth_report(),
             call_paths: Vec::new(),
+            heap: self.heap.as_deref().cloned(),
         }
     }
 

@@ -184,7 +184,8 @@ impl Recorder {
             | EventKind::HeapError(_)
             | EventKind::BlockSampled(_)
             | EventKind::SampleFreed { .. }
-            | EventKind::HeapWalked(_) => self.allocator_event(event),
+            | EventKind::HeapWalked(_)
+            | EventKind::HeapExamined(_) => self.allocator_event(event),
         }
     }
 

@@ -152,6 +152,7 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
         allocator: None,
         growth: Vec::new(),
         call_paths: Vec::new(),
+        heap: None,
         program_break,
     }
 }

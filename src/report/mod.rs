@@ -8,6 +8,7 @@ mod allocator;
 mod comparison;
 mod culprit;
 mod focus;
+mod heap;
 mod json;
 mod samples;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use comparison::RowUnit;
 pub use comparison::Run;
 pub use focus::PathOrder;
 pub use focus::PathSelection;
+pub use heap::HeapMoment;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
@@ -234,6 +236,9 @@ pub struct SpaceReport {
     /// malloc.
     #[serde(default)]
     pub allocator: Option<AllocatorReport>,
+    /// The heap of the program's own malloc as last looked through from outside; `null` when that was not done.
+    #[serde(default)]
+    pub heap: Option<HeapMoment>,
     /// Growth by stack, the largest net growth first; empty when no stacks were recorded.
     #[serde(default)]
     pub growth: Vec<StackGrowth>,

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("event", &["units", "mapping", "stats_page"]),
     ("inherited", &[]),
     ("event_log", &["units", "event", "report"]),
+    ("heap_walk", &["units", "mapping", "event"]),
     (
         "tracer",
         &[
@@ -22,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats_page",
             "allocator",
             "event",
+            "heap_walk",
             "inherited",
         ],
     ),
@@ -52,6 +54,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats_page",
             "event",
             "event_log",
+            "heap_walk",
             "tracer",
             "doctor",
             "symbols",
