@@ -158,7 +158,7 @@ fn examine(pid: u32) -> Result<u32, AttachError> {
 }
 
 /// Whether a thread has ended, or is gone altogether.
-fn is_dead(tid: u32) -> bool {
+pub(super) fn is_dead(tid: u32) -> bool {
     proc::stat(tid).is_none_or(|stat| matches!(stat.state, 'Z' | 'X' | 'x'))
 }
 
@@ -171,7 +171,7 @@ fn already_traced(pid: u32, tracer: u32) -> AttachError {
 }
 
 /// Finds out why the kernel refused.
-fn diagnose(pid: u32, tid: u32, errno: Errno) -> AttachError {
+pub(super) fn diagnose(pid: u32, tid: u32, errno: Errno) -> AttachError {
     if errno != Errno::EPERM {
         return AttachError::Refused { pid, errno };
     }
