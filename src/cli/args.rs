@@ -255,6 +255,10 @@ pub(super) struct RecordOptions {
     #[command(flatten)]
     pub(super) symbols: SymbolOptions,
 
+    /// Don't look through the heap of the program's own malloc at snapshots and at its end
+    #[arg(long)]
+    pub(super) no_heap: bool,
+
     /// Record only the first process, not its children
     #[arg(long)]
     pub(super) no_follow: bool,
