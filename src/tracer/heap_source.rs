@@ -27,6 +27,8 @@ pub(super) struct LiveImage {
     page_map: Option<File>,
     entries: RefCell<Vec<u8>>,
     read_bytes: Cell<u64>,
+    /// Some of the memory is swapped out, or it is not known.
+    is_swapped: bool,
 }
 
 impl LiveImage {
@@ -39,6 +41,9 @@ impl LiveImage {
             page_map: File::open(format!("/proc/{tid}/pagemap")).ok(),
             entries: RefCell::new(Vec::new()),
             read_bytes: Cell::new(0),
+            is_swapped: proc::status(tid)
+                .and_then(|status| status.vmswap)
+                .is_none_or(|kibibytes| kibibytes > 0),
         }
     }
 
@@ -150,6 +155,10 @@ impl Image for LiveImage {
 
     fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    fn may_be_swapped(&self) -> bool {
+        self.is_swapped
     }
 }
 
