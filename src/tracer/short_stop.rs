@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
@@ -41,6 +42,9 @@ const LONG_SLEEP: Duration = Duration::from_millis(1);
 /// Scans for further threads that must find none before all are known to stand. Reading a folder of threads while some
 /// end may pass over others (fs/proc/base.c, `next_tid`).
 const CLEAN_SCANS: u32 = 2;
+
+/// So often ended threads are taken note of while the tracing thread is busy.
+const REAP_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Signals by which a terminal stops us: the process would stand as long as we do.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
@@ -95,7 +99,7 @@ impl ShortStop {
                 let mut standstill = Standstill::default();
                 let outcome = standstill.bring_about(pid, process);
                 let failed = outcome.is_err();
-                let told = outcome.map(|()| (standstill.threads(), standstill.missing()));
+                let told = outcome.map(|()| (standstill.threads(), standstill.missed(process)));
                 // Nobody listens when the thread that began has panicked.
                 if stands.send(told).is_ok() && !failed {
                     // An error means that the sender is gone: that is the sign.
@@ -121,7 +125,13 @@ impl ShortStop {
             same_thread: PhantomData,
         };
         // From here on dropping `stop` undoes everything.
-        (stop.threads, stop.missed) = standing.recv().map_err(|_| refused(Errno::ECHILD))??;
+        (stop.threads, stop.missed) = loop {
+            match standing.recv_timeout(REAP_INTERVAL) {
+                Ok(told) => break told?,
+                Err(RecvTimeoutError::Timeout) => reap_ended(process),
+                Err(RecvTimeoutError::Disconnected) => return Err(refused(Errno::ECHILD)),
+            }
+        };
         Ok(stop)
     }
 
@@ -174,6 +184,20 @@ fn set_mask(mask: &SigSet) {
     debug_assert!(result.is_ok(), "{result:?}");
 }
 
+/// Takes note of threads that have ended, but for the first, whose parent does that.
+///
+/// A thread that execs waits until all others are gone, those that we trace until we have taken note. It holds a lock
+/// that to seize it needs (kernel/ptrace.c, `ptrace_attach`; fs/exec.c, `de_thread`), so when the tracing thread waits for
+/// that lock, only another thread of ours can help.
+fn reap_ended(process: u32) {
+    for tid in proc::threads(process).unwrap_or_default() {
+        // What has ended cannot stop any more: no stop is taken from the tracing thread here.
+        if tid != process && attach::is_dead(tid) {
+            let _ = sys::wait_for(tid, libc::WNOHANG);
+        }
+    }
+}
+
 /// What a seized thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -194,41 +218,59 @@ struct Standstill {
 impl Standstill {
     /// Stops all threads of a process, those that appear meanwhile as well.
     fn bring_about(&mut self, pid: u32, process: u32) -> Result<(), AttachError> {
-        let began = Instant::now();
+        let deadline = Instant::now() + LONGEST;
         let mut clean_scans = 0;
-        while clean_scans < CLEAN_SCANS && began.elapsed() < LONGEST {
+        while clean_scans < CLEAN_SCANS && Instant::now() < deadline {
+            self.forget_replaced();
             let found = self.seize_new(pid, process)?;
             clean_scans = if found { 0 } else { clean_scans + 1 };
-            self.wait_until_still(process, began + LONGEST);
+            self.wait_until_still(process, deadline);
         }
         // The process ended before it stood.
-        if self.threads().is_empty() && self.missing() == 0 {
+        if self.threads().is_empty() && self.missed(process) == 0 {
             return Err(AttachError::NoSuchProcess(pid));
         }
         Ok(())
     }
 
+    /// Forgets threads that stand no more: a thread that execs takes the first one's place, and its number.
+    fn forget_replaced(&mut self) {
+        self.states.retain(|tid, state| {
+            !matches!(state, State::Stands(_))
+                || matches!(
+                    sys::look_at(*tid).map(|status| status.map(interpret)),
+                    Ok(Some(Change::Stopped(_)))
+                )
+        });
+    }
+
     /// Seizes the threads that are not yet seized, and asks them to stop; returns whether there were any.
     fn seize_new(&mut self, pid: u32, process: u32) -> Result<bool, AttachError> {
         let threads = proc::threads(process).map_err(|_| AttachError::NoSuchProcess(pid))?;
+        let own_tid = nix::unistd::gettid().as_raw();
         let mut found = false;
         for tid in threads {
-            if self
-                .states
-                .get(&tid)
-                .is_some_and(|state| *state != State::Ended)
+            if matches!(self.states.get(&tid), Some(State::Asked | State::Stands(_)))
+                || attach::is_dead(tid)
             {
                 continue;
             }
+            found = true;
             // No options: its children are not ours, and it is told nothing by an exec.
-            match sys::seize(tid, 0).and_then(|()| sys::interrupt(tid)) {
-                Ok(()) => {
-                    found = true;
-                    self.states.insert(tid, State::Asked);
+            if let Err(errno) = sys::seize(tid, 0) {
+                let tracer = proc::status(tid).map(|status| status.tracerpid);
+                // It has ended meanwhile.
+                if attach::is_dead(tid) {
+                    continue;
                 }
-                // It has ended meanwhile; when it was seized before that, its end is told.
-                Err(_) if attach::is_dead(tid) => {}
-                Err(errno) => return Err(attach::diagnose(pid, tid, errno)),
+                // Ours is one that was seized by another number, and has that of the first thread since an exec.
+                if tracer != Some(own_tid) {
+                    return Err(attach::diagnose(pid, tid, errno));
+                }
+            }
+            // ESRCH: it has ended, or has another number since an exec.
+            if sys::interrupt(tid).is_ok() {
+                self.states.insert(tid, State::Asked);
             }
         }
         Ok(found)
@@ -239,7 +281,7 @@ impl Standstill {
         let began = Instant::now();
         let mut last_progress = began;
         let mut sleep = SHORT_SLEEP;
-        while self.missing() > 0 {
+        while self.asked().next().is_some() {
             if self.look_round(process) {
                 last_progress = Instant::now();
                 sleep = SHORT_SLEEP;
@@ -256,7 +298,7 @@ impl Standstill {
                 std::thread::sleep(sleep);
                 sleep = (2 * sleep).min(LONG_SLEEP);
                 if sleep == LONG_SLEEP {
-                    self.note_leader_that_ended(process);
+                    self.ask_leader_again(process);
                 }
             }
         }
@@ -304,13 +346,17 @@ impl Standstill {
         })
     }
 
-    /// The end of a first thread is told only when the others have ended, too (wait(2), `delay_group_leader`).
-    fn note_leader_that_ended(&mut self, process: u32) {
-        if let Some(state) = self.states.get_mut(&process)
-            && *state == State::Asked
-            && attach::is_dead(process)
-        {
-            *state = State::Ended;
+    /// The end of a first thread is told only when the others have ended, too (kernel/exit.c, `delay_group_leader`); and a
+    /// thread that took its place by an exec may not have been asked.
+    fn ask_leader_again(&mut self, process: u32) {
+        if self.states.get(&process) != Some(&State::Asked) {
+            return;
+        }
+        if attach::is_dead(process) {
+            self.states.insert(process, State::Ended);
+        } else {
+            // ESRCH: it ends just now, as the next look will tell.
+            let _ = sys::interrupt(process);
         }
     }
 
@@ -321,9 +367,15 @@ impl Standstill {
             .map(|(tid, _)| *tid)
     }
 
-    /// How many were asked to stop and do not stand.
-    fn missing(&self) -> u32 {
-        u32::try_from(self.asked().count()).unwrap_or(u32::MAX)
+    /// How many threads there are that do not stand.
+    fn missed(&self, process: u32) -> u32 {
+        let running = proc::threads(process)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|tid| {
+                !matches!(self.states.get(tid), Some(State::Stands(_))) && !attach::is_dead(*tid)
+            });
+        u32::try_from(running.count()).unwrap_or(u32::MAX)
     }
 
     /// The threads that stand.

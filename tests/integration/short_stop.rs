@@ -49,7 +49,8 @@ fn expect_all_stand(pid: u32) {
 #[track_caller]
 fn expect_free(pid: u32) {
     for tid in threads_of(pid) {
-        assert_eq!(tracer_of(tid), Some(0), "thread {tid}");
+        // None has ended meanwhile.
+        assert!(matches!(tracer_of(tid), Some(0) | None), "thread {tid}");
         assert_ne!(state(tid), 't', "thread {tid}");
     }
 }
@@ -259,7 +260,7 @@ fn processes_that_end_or_exec_meanwhile_do_so() {
 
 #[test]
 fn threads_that_exec_take_the_process_with_them_as_ever() {
-    for _ in 0..10 {
+    for _ in 0..100 {
         let mut running = Running::start(&mut Command::new(fixture("exec_from_thread")));
         while !running.has_ended() {
             drop(ShortStop::begin(running.pid()));
