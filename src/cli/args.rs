@@ -84,6 +84,8 @@ pub(super) enum Command {
     Attach(Attach),
     /// Run a program on several allocators and put the figures side by side
     Compare(Compare),
+    /// Look at a running program's heap: leak, or kept by malloc?
+    Heap(Heap),
     /// Show a recorded report or event log again
     Report(Report),
     /// Add functions, files and lines to the call stacks of a report
@@ -253,6 +255,10 @@ pub(super) struct RecordOptions {
     #[command(flatten)]
     pub(super) symbols: SymbolOptions,
 
+    /// Don't look through the heap of the program's own malloc at snapshots and at its end
+    #[arg(long)]
+    pub(super) no_heap: bool,
+
     /// Record only the first process, not its children
     #[arg(long)]
     pub(super) no_follow: bool,
@@ -325,6 +331,18 @@ pub(super) struct Run {
     // Last, as its heading holds for what comes after it.
     #[command(flatten)]
     pub(super) allocator: AllocatorOptions,
+}
+
+/// One look at a heap.
+#[derive(Debug, Args)]
+pub(super) struct Heap {
+    /// Let the program stand still for the whole look, not only while arenas and thread caches are read
+    #[arg(long)]
+    pub(super) exact: bool,
+
+    /// The process
+    #[arg(value_name = "PID")]
+    pub(super) pid: u32,
 }
 
 /// The same program on several allocators.

@@ -222,6 +222,7 @@ fn run_once(entry: &Entry, arguments: &args::Compare) -> Result<Recorded, Failur
         stack_depth: 0,
         sample_interval: None,
         leaks: false,
+        heap: true,
         follow: true,
         verify: false,
         latency_hold: true,

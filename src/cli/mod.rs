@@ -4,6 +4,7 @@ mod args;
 mod compare;
 mod demo;
 mod doctor;
+mod heap;
 mod inspect;
 mod output;
 mod record;
@@ -97,6 +98,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(run) => record::run(run),
         Command::Attach(attach) => record::attach(attach),
         Command::Compare(arguments) => compare::compare(&arguments),
+        Command::Heap(arguments) => heap::heap(&arguments),
         Command::Report(report) => inspect::report(report),
         Command::Symbolize(arguments) => symbolize::symbolize(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),

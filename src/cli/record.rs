@@ -180,6 +180,7 @@ fn tracer_options(options: &RecordOptions) -> Options {
         stack_depth: options.stack_depth,
         sample_interval: None,
         leaks: false,
+        heap: !options.no_heap,
     }
 }
 

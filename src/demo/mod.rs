@@ -363,6 +363,7 @@ const OPTIONS: Options = Options {
     stack_depth: 0,
     sample_interval: None,
     leaks: false,
+    heap: true,
     follow: false,
     verify: false,
     latency_hold: false,

@@ -118,3 +118,115 @@ pub enum ParametersLayout {
     /// 2.43: with `thp_mode`.
     From243,
 }
+
+/// What stands at the beginning of each heap of an arena that is not the main one (malloc/arena.c, `heap_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeapHeader {
+    pub(super) arena: u64,
+    /// The heap before it; 0 for an arena's first.
+    pub(super) previous: u64,
+    /// Bytes in use from its beginning on.
+    pub(super) size: u64,
+    /// Bytes made readable and writable.
+    pub(super) opened: u64,
+}
+
+/// Bytes of a heap where no huge pages are asked for: `HEAP_MAX_SIZE` of 64-bit programs.
+pub(super) const HEAP_MAX: u64 = 64 << 20;
+
+impl HeapHeader {
+    /// Reads what may be one; `None` when it cannot be one.
+    pub(super) fn read(image: &dyn super::Image, base: u64) -> Option<Self> {
+        let mut bytes = [0; 32];
+        if base == 0 || image.read(base, &mut bytes) != bytes.len() {
+            return None;
+        }
+        let (words, _) = bytes.as_chunks::<8>();
+        let [arena, previous, size, opened] = words else {
+            return None;
+        };
+        let header = Self {
+            arena: u64::from_le_bytes(*arena),
+            previous: u64::from_le_bytes(*previous),
+            size: u64::from_le_bytes(*size),
+            opened: u64::from_le_bytes(*opened),
+        };
+        (header.size <= header.opened && header.arena != 0).then_some(header)
+    }
+
+    /// Bytes of the structure: 48 since 2.35, which tell by where the arena's own structure lies behind it.
+    pub(super) fn header_bytes(&self, arena: u64, heap_max: u64) -> u64 {
+        match arena & (heap_max - 1) {
+            0x20 => 0x20,
+            _ => 0x30,
+        }
+    }
+}
+
+/// Bytes from one heap's beginning to the next possible one: `heap_max_size()` of malloc/arena.c.
+#[must_use]
+pub fn heap_max(huge_page_bytes: Option<u64>) -> u64 {
+    match huge_page_bytes {
+        Some(bytes) if bytes.is_power_of_two() && bytes < 1 << 40 => bytes * 4,
+        _ => HEAP_MAX,
+    }
+}
+
+impl ParametersLayout {
+    /// All layouts, the newest first.
+    pub const ALL: [Self; 5] = [
+        Self::From243,
+        Self::From235,
+        Self::From226,
+        Self::From224,
+        Self::UpTo223,
+    ];
+
+    /// Bytes from the beginning that matter.
+    pub(super) const SIZE: usize = 144;
+
+    /// Offset of `n_mmaps`, behind which come `n_mmaps_max`, `max_n_mmaps` and `no_dyn_threshold`, four bytes each.
+    pub(super) const fn mapped_count(self) -> usize {
+        match self {
+            Self::UpTo223 | Self::From224 | Self::From226 => 40,
+            Self::From235 => 60,
+            Self::From243 => 68,
+        }
+    }
+
+    /// Offset of `mmapped_mem`.
+    pub(super) const fn mapped_bytes(self) -> usize {
+        match self {
+            Self::UpTo223 | Self::From224 | Self::From226 => 56,
+            Self::From235 => 80,
+            Self::From243 => 88,
+        }
+    }
+
+    /// Offset of `sbrk_base`.
+    pub(super) const fn break_base(self) -> usize {
+        match self {
+            Self::UpTo223 => 80,
+            Self::From224 | Self::From226 => 72,
+            Self::From235 => 96,
+            Self::From243 => 104,
+        }
+    }
+
+    /// Offset of `tcache_bins`, behind which come `tcache_max_bytes` and `tcache_count`.
+    pub(super) const fn thread_caches(self) -> Option<usize> {
+        match self {
+            Self::UpTo223 | Self::From224 => None,
+            Self::From226 | Self::From235 | Self::From243 => Some(self.break_base() + 8),
+        }
+    }
+
+    /// Offset of `thp_pagesize`, behind which comes `hp_pagesize`.
+    pub(super) const fn huge_pages(self) -> Option<usize> {
+        match self {
+            Self::UpTo223 | Self::From224 | Self::From226 => None,
+            Self::From235 => Some(40),
+            Self::From243 => Some(48),
+        }
+    }
+}

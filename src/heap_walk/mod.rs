@@ -4,14 +4,31 @@
 //! to the image, lists are followed to a limit and never round, sums are checked against what malloc itself counted.
 //! Layouts and rules are those of glibc's malloc/malloc.c and malloc/arena.c, from 2.23 to 2.43, for 64-bit programs.
 
+mod arena;
+mod caches;
+mod classes;
+mod examine;
+mod free_lists;
 mod layout;
+mod locate;
+mod mapped;
+mod pages;
+mod parameters;
+mod walk;
 
+pub use examine::Standing;
+pub use examine::examine;
+pub use examine::stand;
 pub use layout::ArenaLayout;
 pub use layout::BINS;
 pub use layout::FAST_BINS;
 pub use layout::Located;
 pub use layout::Parameters;
 pub use layout::ParametersLayout;
+pub use layout::heap_max;
+pub use locate::Locator;
+pub use locate::locate;
+pub use locate::settings;
 
 use std::fs::File;
 

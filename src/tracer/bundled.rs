@@ -228,6 +228,13 @@ fn changed_memory(finished: &Finished) -> bool {
     }
 }
 
+impl Bundled {
+    /// Whether its figures are read.
+    pub(super) fn is_read(&self) -> bool {
+        self.reader.is_some()
+    }
+}
+
 impl Tracer {
     /// Finds out whether the library will come into the program that thread `tid` is about to begin; `None` if it was
     /// not asked for.
@@ -527,7 +534,7 @@ impl Tracer {
     }
 
     /// Whether no thread of an address space runs its program; `standing` is known not to.
-    fn is_still(&self, space: SpaceId, standing: Option<u32>) -> bool {
+    pub(super) fn is_still(&self, space: SpaceId, standing: Option<u32>) -> bool {
         !self.tracees.threads.iter().any(|(tid, tracee)| {
             let stands = Some(*tid) == standing || tracee.ending || tracee.held.is_some();
             !stands

@@ -220,6 +220,7 @@ impl Tracer {
             self.go_on_with(stopped, 0);
             return;
         };
+        self.note_thread_pointer(tid);
         let before = self
             .tracees
             .spaces
@@ -674,6 +675,7 @@ impl Tracer {
             tracee.ending = true;
         }
         self.keep_last_registers(tid);
+        self.keep_last_thread_pointer(tid);
         if let Some(space) = self.tracees.space_of(tid)
             && self
                 .tracees

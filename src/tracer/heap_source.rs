@@ -37,8 +37,8 @@ const PAGES_AT_ONCE: usize = 8192;
 pub struct LiveImage {
     /// A thread that has this memory.
     tid: Cell<u32>,
-    /// Its process.
-    process: u32,
+    /// Its process, where another of its threads may be asked.
+    process: Option<u32>,
     mappings: Vec<Mapping>,
     page_size: u64,
     /// Belongs to the memory, not to the number: it stays with this one over an exec. `None` where we may not look.
@@ -51,13 +51,12 @@ pub struct LiveImage {
 }
 
 impl LiveImage {
-    /// The memory of a thread that may be read: a tracee, or a process of ours.
+    /// The memory of a thread that may be read, as a tracee may.
     #[must_use]
     pub fn of_tracee(tid: u32, mappings: Vec<Mapping>) -> Self {
-        let process = proc::status(tid).map_or(tid, |status| status.tgid.cast_unsigned());
         Self {
             tid: Cell::new(tid),
-            process,
+            process: None,
             mappings,
             page_size: proc::page_size(),
             pagemap: File::open(format!("/proc/{tid}/pagemap")).ok(),
@@ -65,6 +64,11 @@ impl LiveImage {
             can_scan: Cell::new(true),
             read_bytes: Cell::new(0),
         }
+    }
+
+    /// Likewise, with the mappings that it has now.
+    pub(super) fn open(tid: u32) -> std::io::Result<Self> {
+        Ok(Self::of_tracee(tid, mapping::read(tid)?))
     }
 
     /// The memory of a running process; `pid` may be the number of any of its threads. Whether somebody traces it does not
@@ -76,18 +80,15 @@ impl LiveImage {
     pub fn of_process(pid: u32) -> Result<Self, AttachError> {
         let process = attach::living_process(pid)?;
         let (tid, mappings) = readable_thread(process, pid)?;
-        let image = Self::of_tracee(tid, mappings);
+        let image = Self {
+            process: Some(process),
+            ..Self::of_tracee(tid, mappings)
+        };
         // The mappings may be seen by more people than the memory (ptrace(2), "Ptrace access mode checking").
         match sys::read_memory(tid, 0, &mut [0]) {
             Err(Errno::EPERM) => Err(attach::diagnose(pid, tid, Errno::EPERM)),
             _ => Ok(image),
         }
-    }
-
-    /// The process whose memory this is.
-    #[must_use]
-    pub fn process(&self) -> u32 {
-        self.process
     }
 
     /// Bytes of its memory that were read so far.
@@ -98,7 +99,7 @@ impl LiveImage {
 
     /// Reads the mappings again, as the process has run since. Returns whether they could be read.
     pub fn refresh(&mut self) -> bool {
-        let threads = std::iter::once(self.tid.get()).chain(other_threads(self.process));
+        let threads = std::iter::once(self.tid.get()).chain(self.other_threads());
         for tid in threads {
             match mapping::read(tid) {
                 Ok(mappings) if !mappings.is_empty() => {
@@ -138,11 +139,16 @@ impl LiveImage {
             .set(self.read_bytes.get().saturating_add(bytes as u64));
     }
 
+    fn other_threads(&self) -> impl Iterator<Item = u32> + use<> {
+        self.process.into_iter().flat_map(threads_of)
+    }
+
     /// Asks the kernel through a thread; when that has ended, through another one, once.
     fn ask<T>(&self, question: impl Fn(u32) -> Result<T, Errno>) -> Result<T, Errno> {
         match question(self.tid.get()) {
             Err(Errno::ESRCH) => {
-                let other = other_threads(self.process)
+                let other = self
+                    .other_threads()
                     .find(|tid| *tid != self.tid.get() && !attach::is_dead(*tid))
                     .ok_or(Errno::ESRCH)?;
                 self.tid.set(other);
@@ -232,7 +238,7 @@ impl LiveImage {
 /// others.
 fn readable_thread(process: u32, pid: u32) -> Result<(u32, Vec<Mapping>), AttachError> {
     let mut refused = None;
-    for tid in std::iter::once(process).chain(other_threads(process)) {
+    for tid in std::iter::once(process).chain(threads_of(process)) {
         match mapping::read(tid) {
             Ok(mappings) if !mappings.is_empty() => return Ok((tid, mappings)),
             Ok(_) => {}
@@ -250,7 +256,7 @@ fn readable_thread(process: u32, pid: u32) -> Result<(u32, Vec<Mapping>), Attach
     })
 }
 
-fn other_threads(process: u32) -> impl Iterator<Item = u32> {
+fn threads_of(process: u32) -> impl Iterator<Item = u32> {
     proc::threads(process).unwrap_or_default().into_iter()
 }
 

@@ -12,6 +12,7 @@ mod bundled;
 mod call;
 mod cpython;
 mod dispatch;
+mod examine;
 mod executable;
 mod guard;
 mod heap_source;
@@ -50,6 +51,7 @@ use libc::c_int;
 use nix::errno::Errno;
 
 pub use self::attach::AttachError;
+pub use self::examine::examine_process;
 pub use self::executable::NotPreloadable;
 pub use self::heap_source::LiveImage;
 pub use self::launch::Launch;
@@ -90,6 +92,7 @@ use crate::event::SnapshotReason;
 use crate::event::SpaceId;
 use crate::event::StackMode;
 use crate::event::Stops;
+use crate::heap_walk::Locator;
 use crate::units::Timestamp;
 
 /// A process whose parent died before it could tell us of it is taken in after so long.
@@ -126,6 +129,8 @@ pub struct Options {
     pub sample_interval: Option<u64>,
     /// Whether to search for lost blocks of the bundled allocator when a program ends.
     pub leaks: bool,
+    /// Whether to look through the heap of a program's own malloc at snapshots and at its end.
+    pub heap: bool,
 }
 
 /// Why tracing cannot go on.
@@ -194,6 +199,8 @@ pub struct Tracer {
     undecoded: HashSet<String>,
     /// What is preloaded into the launched program; its file goes when we do.
     library: Option<Library>,
+    /// Where programs have their malloc, by file.
+    locator: Locator,
     /// The program that was launched, and how it ended.
     launched: Option<u32>,
     launched_outcome: Option<(Outcome, Timestamp)>,
@@ -324,6 +331,7 @@ impl Tracer {
             unwanted: HashSet::new(),
             undecoded: HashSet::new(),
             library: None,
+            locator: Locator::default(),
             launched: None,
             launched_outcome: None,
             launched_is_stopped: false,
@@ -724,9 +732,15 @@ impl Tracer {
         processes.sort_unstable();
         let mut seen = HashSet::new();
         let mut snapshots: Vec<(u32, Event)> = Vec::new();
+        let mut heaps = Vec::new();
         for (_, space) in &processes {
             if seen.insert(*space) {
-                snapshots.extend(self.last_state(*space));
+                let state = self.last_state(*space);
+                let heap = state
+                    .first()
+                    .and_then(|(tid, _)| Some((*tid, self.half_examine(*tid, *space)?)));
+                heaps.extend(heap.map(|(tid, half)| (tid, *space, half)));
+                snapshots.extend(state);
             }
         }
         self.detach_held();
@@ -739,6 +753,12 @@ impl Tracer {
             let space = event.space;
             self.ready.push_back(event);
             self.name_generated_code(tid, space);
+        }
+        for (tid, space, half) in heaps {
+            // The chunks can be read while the program runs again.
+            if let Some(kind) = half.complete(ReadingMoment::End, false) {
+                self.record(tid, space, kind);
+            }
         }
         for (pid, _) in processes {
             self.process_ended(pid, Outcome::Detached);
@@ -850,10 +870,12 @@ impl Tracer {
             }
             SnapshotReason::Request | SnapshotReason::Interval => {
                 self.tell_bundled(tid, space, ReadingMoment::Snapshot, false);
+                self.examine_heap(tid, space, ReadingMoment::Snapshot, None);
             }
             SnapshotReason::End => {
                 self.tell_bundled(tid, space, ReadingMoment::End, true);
                 self.walk_bundled(tid, space);
+                self.examine_heap(tid, space, ReadingMoment::End, Some(tid));
             }
             SnapshotReason::Start | SnapshotReason::Verify | SnapshotReason::Resync => {}
         }

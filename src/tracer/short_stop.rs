@@ -65,7 +65,6 @@ pub struct ShortStop {
     threads: Vec<ThreadAt>,
     missed: u32,
     began: Instant,
-    lasted: Option<Duration>,
     /// Dropping the sender tells the tracing thread to let go.
     holder: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
     /// Our signals before; they belong to the thread that began.
@@ -119,7 +118,6 @@ impl ShortStop {
             threads: Vec::new(),
             missed: 0,
             began,
-            lasted: None,
             holder: Some((sender, holder)),
             mask,
             same_thread: PhantomData,
@@ -153,28 +151,36 @@ impl ShortStop {
         self.missed
     }
 
-    /// For how long the process has been stopped; after its release, was.
+    /// The thread pointers of the threads that stand, as far as they have any.
     #[must_use]
-    pub fn lasted(&self) -> Duration {
-        self.lasted.unwrap_or_else(|| self.began.elapsed())
+    pub fn thread_pointers(&self) -> Vec<u64> {
+        self.threads
+            .iter()
+            .filter_map(|thread| thread.thread_pointer)
+            .filter(|pointer| *pointer != 0)
+            .collect()
     }
 
-    /// Lets all threads go on. Those that stood go on before this returns.
-    pub fn release(&mut self) {
+    /// Lets all threads go on, and tells for how long they have been stopped. Those that stood go on before this returns.
+    pub fn release(mut self) -> Duration {
+        self.let_go();
+        self.began.elapsed()
+    }
+
+    fn let_go(&mut self) {
         let Some((sender, holder)) = self.holder.take() else {
             return;
         };
         drop(sender);
         // It ends also when it panicked.
         let _ = holder.join();
-        self.lasted = Some(self.began.elapsed());
         set_mask(&self.mask);
     }
 }
 
 impl Drop for ShortStop {
     fn drop(&mut self) {
-        self.release();
+        self.let_go();
     }
 }
 
@@ -432,16 +438,14 @@ mod tests {
     fn a_process_stands_until_it_is_released() {
         let sleeper = Sleeper::new();
         let pid = sleeper.0.id();
-        let mut stop = ShortStop::begin(pid).unwrap();
+        let stop = ShortStop::begin(pid).unwrap();
         assert_eq!(proc::stat(pid).unwrap().state, 't');
         assert_ne!(sleeper.tracer(), 0);
         assert_eq!((stop.threads().len(), stop.missed()), (1, 0));
         assert_eq!(stop.threads()[0].tid, pid);
-        stop.release();
-        let lasted = stop.lasted();
+        assert_ne!(stop.release(), Duration::ZERO);
         assert_ne!(proc::stat(pid).unwrap().state, 't');
         assert_eq!(sleeper.tracer(), 0);
-        assert_eq!(stop.lasted(), lasted);
     }
 
     #[test]

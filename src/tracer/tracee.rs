@@ -42,6 +42,8 @@ pub(super) struct Tracee {
     pub(super) held: Option<(Stopped, Resume)>,
     /// What is to be told of its program when the exec that it has begun replaces it.
     pub(super) before_exec: Vec<EventKind>,
+    /// Its thread pointer, once known.
+    pub(super) thread_pointer: Option<u64>,
 }
 
 /// What a process runs; shared by its forked children until they exec.
@@ -95,6 +97,8 @@ pub(super) struct Space {
     pub(super) code: Code,
     /// Of threads that ended with their process, if leaks are to be looked for.
     pub(super) last_registers: Vec<StackRegisters>,
+    /// Thread pointers of threads that ended with their process.
+    pub(super) last_thread_pointers: Vec<u64>,
 }
 
 /// A call under way, as far as others need to know.
@@ -130,6 +134,7 @@ impl Tracees {
             ending: false,
             held: None,
             before_exec: Vec::new(),
+            thread_pointer: None,
         };
         self.threads.insert(tid, tracee);
     }

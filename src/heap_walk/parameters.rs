@@ -1,0 +1,214 @@
+//! malloc's parameters, `mp_`: where they are, and what they say.
+
+use std::os::unix::fs::FileExt;
+
+use super::Image;
+use super::layout::ArenaLayout;
+use super::layout::Parameters;
+use super::layout::ParametersLayout;
+use crate::event::MallocSettings;
+use crate::mapping::Mapping;
+
+/// `DEFAULT_TRIM_THRESHOLD`, `DEFAULT_TOP_PAD`, `DEFAULT_MMAP_THRESHOLD`: what the file has; tunables change the process.
+const DEFAULT_THRESHOLD: u64 = 128 << 10;
+/// `mp_.arena_test` of 64-bit programs, likewise.
+const DEFAULT_ARENA_TEST: u64 = 8;
+/// `DEFAULT_MMAP_MAX`, likewise.
+const DEFAULT_MMAP_MAX: u32 = 65_536;
+/// `TCACHE_MAX_BINS` before 2.42, `TCACHE_SMALL_BINS` since.
+const THREAD_CACHE_BINS: u64 = 64;
+/// `mp_` lies so near `main_arena`.
+const NEAR: u64 = 64 << 10;
+/// Larger settings make no sense.
+const MOST: u64 = 1 << 56;
+
+/// What `mp_` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// `n_mmaps`.
+    pub(super) mapped_chunks: u64,
+    /// `mmapped_mem`.
+    pub(super) mapped_bytes: u64,
+    /// `sbrk_base`: where the main arena begins; 0 if it never did at the break.
+    pub(super) break_base: u64,
+}
+
+/// The bytes of one `mp_`.
+struct Block([u8; ParametersLayout::SIZE]);
+
+impl Block {
+    fn read(image: &dyn Image, address: u64) -> Option<Self> {
+        let mut bytes = [0; ParametersLayout::SIZE];
+        (image.read(address, &mut bytes) == bytes.len()).then_some(Self(bytes))
+    }
+
+    fn at(bytes: &[u8]) -> Option<Self> {
+        bytes
+            .get(..ParametersLayout::SIZE)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+    }
+
+    fn word(&self, offset: usize) -> u64 {
+        self.0
+            .get(offset..offset + 8)
+            .and_then(|word| word.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
+    }
+
+    fn half(&self, offset: usize) -> u32 {
+        self.0
+            .get(offset..offset + 4)
+            .and_then(|half| half.try_into().ok())
+            .map_or(0, u32::from_le_bytes)
+    }
+
+    /// The layout of which these are the parameters as they stand in the file.
+    fn initial_layout(
+        &self,
+        arena: ArenaLayout,
+        version: Option<(u32, u32)>,
+    ) -> Option<ParametersLayout> {
+        let is_initial = [0, 8, 16]
+            .iter()
+            .all(|offset| self.word(*offset) == DEFAULT_THRESHOLD)
+            && self.word(24) == DEFAULT_ARENA_TEST;
+        is_initial.then(|| self.layout(arena, version)).flatten()
+    }
+
+    /// The layout that the numbers which programs hardly ever change fit.
+    fn layout(&self, arena: ArenaLayout, version: Option<(u32, u32)>) -> Option<ParametersLayout> {
+        ParametersLayout::ALL.into_iter().find(|layout| {
+            let is_possible = match layout {
+                ParametersLayout::From243 => arena == ArenaLayout::From243,
+                ParametersLayout::From235 => arena == ArenaLayout::From227,
+                ParametersLayout::From226 => arena != ArenaLayout::From243,
+                ParametersLayout::From224 => {
+                    arena == ArenaLayout::UpTo226 && version != Some((2, 23))
+                }
+                ParametersLayout::UpTo223 => arena == ArenaLayout::UpTo226,
+            };
+            is_possible
+                && self.half(layout.mapped_count() + 4) == DEFAULT_MMAP_MAX
+                && layout
+                    .thread_caches()
+                    .is_none_or(|offset| self.word(offset) == THREAD_CACHE_BINS)
+        })
+    }
+
+    /// Whether these may be the parameters of a process.
+    fn is_plausible(&self, layout: ParametersLayout) -> bool {
+        let sizes = [0, 8, 16].iter().all(|offset| {
+            let size = self.word(*offset);
+            // `M_TRIM_THRESHOLD` of −1 means never.
+            size < MOST || size == u64::MAX
+        });
+        sizes
+            && self.word(32) < 1 << 32
+            && self.half(layout.mapped_count() + 12) <= 1
+            && self.word(layout.mapped_bytes()) < MOST
+            && self.word(layout.break_base()) < MOST
+            && self.word(24) < 1 << 32
+            && self.word(24) != 0
+    }
+}
+
+/// Finds `mp_`: by its first values in the file of the mapping where `main_arena` is, or beside it in memory.
+pub(super) fn find(
+    image: &dyn Image,
+    mapping: &Mapping,
+    main_arena: u64,
+    arena: ArenaLayout,
+    version: Option<(u32, u32)>,
+) -> Option<Parameters> {
+    in_file(image, mapping, main_arena, arena, version)
+        .or_else(|| in_memory(image, mapping, main_arena, arena, version))
+        .filter(|parameters| {
+            Block::read(image, parameters.address)
+                .is_some_and(|block| block.is_plausible(parameters.layout))
+        })
+}
+
+fn near(mapping: &Mapping, main_arena: u64) -> (u64, u64) {
+    let start = main_arena.saturating_sub(NEAR).max(mapping.start.0);
+    let end = main_arena.saturating_add(NEAR).min(mapping.end.0);
+    (start.next_multiple_of(8), end)
+}
+
+fn in_file(
+    image: &dyn Image,
+    mapping: &Mapping,
+    main_arena: u64,
+    arena: ArenaLayout,
+    version: Option<(u32, u32)>,
+) -> Option<Parameters> {
+    let file = image.file(mapping)?;
+    let (start, end) = near(mapping, main_arena);
+    let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
+    let offset = mapping.offset.checked_add(start - mapping.start.0)?;
+    let length = file.read_at(&mut bytes, offset).ok()?;
+    blocks(&bytes[..length], start).find_map(|(address, block)| {
+        let layout = block.initial_layout(arena, version)?;
+        Some(Parameters { address, layout })
+    })
+}
+
+fn in_memory(
+    image: &dyn Image,
+    mapping: &Mapping,
+    main_arena: u64,
+    arena: ArenaLayout,
+    version: Option<(u32, u32)>,
+) -> Option<Parameters> {
+    let (start, end) = near(mapping, main_arena);
+    let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
+    let length = image.read(start, &mut bytes);
+    let mut found = blocks(&bytes[..length], start).filter_map(|(address, block)| {
+        let layout = block.layout(arena, version)?;
+        let fits = block.is_plausible(layout) && block.word(24) == DEFAULT_ARENA_TEST;
+        fits.then_some(Parameters { address, layout })
+    });
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
+}
+
+/// All places at which parameters may begin.
+fn blocks(bytes: &[u8], start: u64) -> impl Iterator<Item = (u64, Block)> {
+    (0..bytes.len())
+        .step_by(8)
+        .filter_map(move |offset| Some((start + offset as u64, Block::at(&bytes[offset..])?)))
+}
+
+/// How a malloc is set up now; `None` when its parameters cannot be read.
+pub(super) fn settings(image: &dyn Image, parameters: Parameters) -> Option<MallocSettings> {
+    let block = Block::read(image, parameters.address)?;
+    let layout = parameters.layout;
+    if !block.is_plausible(layout) {
+        return None;
+    }
+    let caches = layout.thread_caches();
+    let huge = layout.huge_pages();
+    Some(MallocSettings {
+        trim_threshold_bytes: block.word(0),
+        top_pad_bytes: block.word(8),
+        mmap_threshold_bytes: block.word(16),
+        mmap_threshold_is_dynamic: block.half(layout.mapped_count() + 12) == 0,
+        mmap_max: u64::from(block.half(layout.mapped_count() + 4)),
+        arena_max: block.word(32),
+        tcache_count: caches.map(|offset| block.word(offset + 16)),
+        tcache_max_bytes: caches.map(|offset| block.word(offset + 8)),
+        thp_page_bytes: huge.map(|offset| block.word(offset)),
+        huge_page_bytes: huge.map(|offset| block.word(offset + 8)),
+    })
+}
+
+/// What a malloc counts besides its arenas.
+pub(super) fn counts(image: &dyn Image, parameters: Parameters) -> Option<Counts> {
+    let block = Block::read(image, parameters.address)?;
+    let layout = parameters.layout;
+    block.is_plausible(layout).then(|| Counts {
+        mapped_chunks: u64::from(block.half(layout.mapped_count())),
+        mapped_bytes: block.word(layout.mapped_bytes()),
+        break_base: block.word(layout.break_base()),
+    })
+}
