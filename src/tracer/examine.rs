@@ -29,12 +29,14 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
     let pid = *attach::processes(&[pid])?
         .first()
         .ok_or(AttachError::NoSuchProcess(pid))?;
-    let gone = |_| AttachError::NoSuchProcess(pid);
     let mut problems = Vec::new();
-    let located = heap_walk::locate(&LiveImage::open(pid).map_err(gone)?);
+    let mut image = LiveImage::of_process(pid)?;
+    let located = heap_walk::locate(&image);
     let stop = ShortStop::begin(pid)?;
     // Mappings may have come since.
-    let image = LiveImage::open(pid).map_err(gone)?;
+    if !image.refresh() {
+        return Err(AttachError::NoSuchProcess(pid));
+    }
     if stop.missed() > 0 {
         problems.push(format!(
             "{} threads sleep in the kernel and could not be stopped; what waits in their caches counts as in use",
