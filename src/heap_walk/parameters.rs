@@ -23,6 +23,8 @@ const NEAR: u64 = 64 << 10;
 const DISTANCES: [u64; 4] = [0x940, 0x920, 0x900, 0x9c0];
 /// Larger settings make no sense.
 const MOST: u64 = 1 << 56;
+/// Larger ones are addresses rather.
+const MOST_LIKELY: u64 = 1 << 44;
 
 /// What `mp_` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,12 @@ impl Block {
                 && bytes < MOST
                 && bytes.div_ceil(16) + 1 >= bins
         });
+        let are_sizes = [0, 8, 16].iter().all(|offset| {
+            let size = self.word(*offset);
+            size < MOST_LIKELY || size == u64::MAX
+        });
         self.is_plausible(layout)
+            && are_sizes
             && many <= most_ever
             && bytes <= most_bytes
             && (many == 0) == (bytes == 0)
@@ -134,16 +141,20 @@ fn possible_layouts(
     arena: ArenaLayout,
     version: Option<(u32, u32)>,
 ) -> impl Iterator<Item = ParametersLayout> {
+    // A version before a release calls itself by the one before: 2.34.9000.
+    let is_of = move |first: u32, last: u32| {
+        version.is_none_or(|(major, minor)| {
+            major == 2 && (first.saturating_sub(1)..=last).contains(&minor)
+        })
+    };
     ParametersLayout::ALL
         .into_iter()
         .filter(move |layout| match layout {
             ParametersLayout::From243 => arena == ArenaLayout::From243,
-            ParametersLayout::From235 => arena == ArenaLayout::From227,
-            ParametersLayout::From226 => arena != ArenaLayout::From243,
-            ParametersLayout::From224 => arena == ArenaLayout::UpTo226 && version != Some((2, 23)),
-            ParametersLayout::UpTo223 => {
-                arena == ArenaLayout::UpTo226 && version.is_none_or(|version| version == (2, 23))
-            }
+            ParametersLayout::From235 => arena == ArenaLayout::From227 && is_of(35, u32::MAX),
+            ParametersLayout::From226 => arena != ArenaLayout::From243 && is_of(26, 34),
+            ParametersLayout::From224 => arena == ArenaLayout::UpTo226 && is_of(25, 25),
+            ParametersLayout::UpTo223 => arena == ArenaLayout::UpTo226 && is_of(0, 23),
         })
 }
 

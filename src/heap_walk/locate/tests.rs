@@ -884,3 +884,25 @@ fn sum_of_arenas(image: &dyn Image, located: &Located) -> Option<u64> {
     }
     None
 }
+
+#[test]
+#[ignore = "measures; for a release build"]
+fn time_taken() {
+    for pid in std::env::var("PIDS").unwrap().split_whitespace() {
+        let image = ProcessImage::open(pid.parse().unwrap());
+        let mut locator = Locator::new();
+        for round in 0..4 {
+            let began = std::time::Instant::now();
+            let located = locator.locate(&image);
+            let elapsed = began.elapsed();
+            eprintln!(
+                "{pid} {round} {elapsed:?} {} {:?}",
+                image.mappings.len(),
+                located
+            );
+            if round == 1 {
+                locator = Locator::new();
+            }
+        }
+    }
+}
