@@ -289,7 +289,7 @@ mod tests {
         });
         let freed = FreedChunks::new(&cached, &[0x30, 0x80]);
         assert_eq!(freed.len(), 4);
-        assert_eq!(freed.at(freed.first_from(0x21)), 0x30);
+        assert_eq!(freed.at(freed.first_from(0x30)), 0x30);
         assert!(freed.is_cached(0) && !freed.is_cached(1));
         assert!(freed.has_cached(0x40) && !freed.has_cached(0x30));
         assert_eq!(freed.at(4), u64::MAX);
