@@ -25,6 +25,7 @@ mod library;
 mod modules;
 mod perf_map;
 mod proc;
+mod process_facts;
 mod reachability;
 mod requests;
 mod rule;
@@ -58,6 +59,8 @@ pub use self::launch_error::LaunchError;
 pub use self::library::Allocator;
 pub use self::library::FolderProblem;
 pub use self::library::LibraryError;
+pub use self::process_facts::ProcessFacts;
+pub use self::process_facts::process_facts;
 
 use self::latency::LatencyHold;
 use self::library::Library;
