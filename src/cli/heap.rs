@@ -3,6 +3,8 @@
 use std::io;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -21,6 +23,7 @@ use crate::event::ProcessMemory;
 use crate::render;
 use crate::render::TextOptions;
 use crate::report::HeapDocument;
+use crate::report::HeapLook;
 use crate::report::HeapLooks;
 use crate::report::HeapTarget;
 use crate::tracer;
@@ -103,7 +106,11 @@ fn looks(arguments: &args::Heap, places: &[Place]) -> Result<HeapDocument, Failu
     let mut last: Option<Look> = None;
     let mut next = began;
     loop {
-        let time = Instant::now().duration_since(began);
+        // Times count from the first look.
+        let time = match last {
+            None => Duration::ZERO,
+            Some(_) => began.elapsed(),
+        };
         let new = match (look(arguments), &last) {
             (Ok(new), Some(earlier)) if !new.is_of_same(earlier) => {
                 lines.note("the process runs another program now")?;
@@ -119,10 +126,12 @@ fn looks(arguments: &args::Heap, places: &[Place]) -> Result<HeapDocument, Failu
         let before = looks.last().copied();
         let time = Timestamp(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         looks.add(time, new.memory, &new.examination);
-        if let Some(look) = looks.last() {
-            lines.look(look, before.as_ref())?;
-        }
         last = Some(new);
+        if let Some(look) = looks.last()
+            && !lines.look(look, before.as_ref())?
+        {
+            break;
+        }
         if arguments.count.is_some_and(|count| looks.total() >= count) {
             break;
         }
@@ -160,7 +169,8 @@ impl Lines {
         }
     }
 
-    fn write(&self, text: &str) -> Result<(), Failure> {
+    /// Returns whether anybody reads what is written.
+    fn write(&self, text: &str) -> Result<bool, Failure> {
         let (name, written) = if self.to_stdout {
             let mut stdout = io::stdout().lock();
             let written = stdout.write_all(text.as_bytes());
@@ -168,28 +178,26 @@ impl Lines {
         } else {
             ("stderr", io::stderr().lock().write_all(text.as_bytes()))
         };
-        written.map_err(|error| Failure::new(format!("cannot write to {name}: {error}")))
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) => excuse_closed_pipe(name, error).map(|()| false),
+        }
     }
 
-    fn look(
-        &self,
-        look: &crate::report::HeapLook,
-        before: Option<&crate::report::HeapLook>,
-    ) -> Result<(), Failure> {
+    fn look(&self, look: &HeapLook, before: Option<&HeapLook>) -> Result<bool, Failure> {
         self.write(&render::heap_look(look, before, self.options))
     }
 
-    fn note(&self, text: &str) -> Result<(), Failure> {
+    fn note(&self, text: &str) -> Result<bool, Failure> {
         self.write(&format!("breaktrace: {text}; the looks end here\n"))
     }
 
     /// An empty line before what follows.
     fn end(&self) -> Result<(), Failure> {
         if self.to_stdout {
-            self.write("\n")
-        } else {
-            Ok(())
+            self.write("\n")?;
         }
+        Ok(())
     }
 }
 

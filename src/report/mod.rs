@@ -50,6 +50,7 @@ pub use heap::HeapTarget;
 pub use heap::HeapVerdict;
 pub use heap::HeapVerdictKind;
 pub use heap::MappedGrowth;
+pub use heap::chunk_sizes;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;

@@ -6,6 +6,7 @@ use crate::event::ChunkClass;
 use crate::event::GlibcHeap;
 use crate::event::MallocSettings;
 use crate::event::Pin;
+use crate::report::chunk_sizes;
 use crate::units::ByteSize;
 use crate::units::Exact;
 
@@ -151,7 +152,7 @@ pub(super) fn sizes(heap: &GlibcHeap, verbose: bool, width: usize) -> Vec<Line> 
     for class in classes {
         let share = words::share(class.bytes, heap.total.in_use_bytes);
         table.row(vec![
-            Cell::plain(range(class.from_bytes, class.to_bytes)),
+            Cell::plain(chunk_sizes(class.from_bytes, class.to_bytes)),
             Cell::plain(Exact(class.chunks)),
             Cell::plain(ByteSize(class.bytes)),
             Cell::plain(share.map_or_else(|| "–".to_owned(), words::percent)),
@@ -166,18 +167,6 @@ pub(super) fn sizes(heap: &GlibcHeap, verbose: bool, width: usize) -> Vec<Line> 
         ));
     }
     lines
-}
-
-/// `1,040 B`, `2,064–2,560 B`, `1.25–1.5 MiB`.
-pub(super) fn range(from: u64, to: u64) -> String {
-    if from == to {
-        format!("{} B", Exact(from))
-    } else if to < 1 << 14 {
-        format!("{}–{} B", Exact(from), Exact(to))
-    } else {
-        // Ranges begin sixteen bytes above a round number: what is cut off says nothing.
-        format!("{} – {}", ByteSize(from.saturating_sub(16)), ByteSize(to))
-    }
 }
 
 #[expect(

@@ -3,6 +3,7 @@
 use crate::report::ClassGrowth;
 use crate::report::HeapGrowth;
 use crate::report::HeapLook;
+use crate::report::chunk_sizes;
 use crate::units::ByteDelta;
 use crate::units::ByteSize;
 use crate::units::Exact;
@@ -14,7 +15,6 @@ use super::super::table::Cell;
 use super::super::table::Column;
 use super::super::table::Table;
 use super::super::words;
-use super::details;
 
 /// Sizes that are listed unless all are asked for.
 const LISTED_CLASSES: usize = 8;
@@ -181,7 +181,7 @@ fn cells(class: &ClassGrowth, duration_ns: u64, steps: u64) -> Vec<Cell> {
         _ => format!("−{}", Exact(class.delta_chunks.unsigned_abs())),
     };
     vec![
-        Cell::plain(details::range(class.from_bytes, class.to_bytes)),
+        Cell::plain(chunk_sizes(class.from_bytes, class.to_bytes)),
         Cell::plain(Exact(class.chunks)),
         Cell::plain(chunks),
         Cell::of(

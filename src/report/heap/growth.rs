@@ -364,7 +364,7 @@ fn summary(
         .map(|class| {
             format!(
                 ": {} {} chunks ({})",
-                sizes(class.from_bytes, class.to_bytes),
+                chunk_sizes(class.from_bytes, class.to_bytes),
                 signed(class.delta_chunks),
                 ByteDelta(class.delta_bytes)
             )
@@ -399,11 +399,15 @@ fn signed(number: i64) -> String {
     format!("{sign}{}", Exact(number.unsigned_abs()))
 }
 
-/// `1,040 B`, `2,064–2,560 B`.
-fn sizes(from: u64, to: u64) -> String {
+/// Sizes of chunks from `from` to `to` bytes: `1,040 B`, `2,064–2,560 B`, `16 KiB – 20 KiB`.
+#[must_use]
+pub fn chunk_sizes(from: u64, to: u64) -> String {
     if from == to {
         format!("{} B", Exact(from))
-    } else {
+    } else if to < 1 << 14 {
         format!("{}–{} B", Exact(from), Exact(to))
+    } else {
+        // Ranges begin sixteen bytes above a round number: what is cut off says nothing.
+        format!("{} – {}", ByteSize(from.saturating_sub(16)), ByteSize(to))
     }
 }

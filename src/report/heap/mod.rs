@@ -17,6 +17,7 @@ pub use growth::HeapGrowth;
 pub use growth::HeapLook;
 pub use growth::HeapLooks;
 pub use growth::MappedGrowth;
+pub use growth::chunk_sizes;
 pub use sums::HeapSums;
 pub use verdict::HeapConfidence;
 pub use verdict::HeapVerdict;

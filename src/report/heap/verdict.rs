@@ -249,11 +249,13 @@ impl Case<'_> {
                 "kept by malloc: malloc_trim(0) would return {trimmable} of the heap's {resident} in memory"
             ),
             HeapVerdictKind::Fragmented => format!(
-                "fragmented: {} of the heap's {resident} in memory are free between chunks in use, and nothing returns them",
+                "fragmented: {} of the heap's {resident} in memory are free between chunks in use; malloc_trim(0) would \
+                 return {trimmable}",
                 size(sums.fragmented_bytes)
             ),
             HeapVerdictKind::OutOfReach => format!(
-                "kept by malloc: {} of the heap's {resident} in memory are free where malloc_trim does not reach",
+                "kept by malloc: {} of the heap's {resident} in memory are free where malloc_trim(0) does not reach; it would \
+                 return {trimmable}",
                 size(
                     sums.out_of_reach_bytes
                         .map(|bytes| bytes.saturating_add(sums.cached_bytes))
@@ -280,16 +282,11 @@ impl Case<'_> {
 
     fn evidence(&self, kind: HeapVerdictKind) -> Vec<String> {
         let mut evidence = Vec::new();
-        match kind {
-            HeapVerdictKind::NotVisible | HeapVerdictKind::Elsewhere => {}
-            HeapVerdictKind::Fragmented | HeapVerdictKind::OutOfReach => {
-                evidence.extend(self.sums.trimmable_bytes.map(|bytes| match bytes {
-                    0 => "malloc_trim(0) would return nothing".to_owned(),
-                    bytes => format!("malloc_trim(0) would return {}", ByteSize(bytes)),
-                }));
-                evidence.extend(self.thread_tops());
-            }
-            _ => evidence.extend(self.thread_tops()),
+        if !matches!(
+            kind,
+            HeapVerdictKind::NotVisible | HeapVerdictKind::Elsewhere
+        ) {
+            evidence.extend(self.thread_tops());
         }
         evidence.extend(self.place_in_process(kind));
         evidence.extend(self.cached());
