@@ -207,7 +207,7 @@ enum Place {
         json: bool,
     },
     File {
-        path: std::path::PathBuf,
+        path: PathBuf,
         json: bool,
     },
 }
