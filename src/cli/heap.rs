@@ -203,13 +203,8 @@ impl Lines {
 
 /// A place for what was found.
 enum Place {
-    Stdout {
-        json: bool,
-    },
-    File {
-        path: PathBuf,
-        json: bool,
-    },
+    Stdout { json: bool },
+    File { path: PathBuf, json: bool },
 }
 
 /// Where it goes, and whether that can be written.

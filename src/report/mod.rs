@@ -52,6 +52,8 @@ pub use heap::HeapVerdict;
 pub use heap::HeapVerdictKind;
 pub use heap::MappedGrowth;
 pub use heap::chunk_sizes;
+#[cfg(test)]
+pub(crate) use heap::tests as heap_tests;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;

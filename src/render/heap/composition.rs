@@ -34,9 +34,6 @@ pub(super) fn lines(sums: &HeapSums, width: usize) -> Vec<Line> {
     };
     let mut lines = vec![bar(&parts, whole, width.min(WIDEST_BAR))];
     lines.extend(table(&parts, whole, heading).lines(width));
-    if heading == "in memory" {
-        lines.push(obtained(sums));
-    }
     lines
 }
 
@@ -99,7 +96,7 @@ fn parts_obtained(sums: &HeapSums) -> Vec<Part> {
         Part {
             mark: '▓',
             tone: Tone::Plain,
-            name: "thread caches",
+            name: "in thread caches",
             bytes: sums.cached_bytes,
             note: chunks(sums.cached_chunks),
         },
@@ -200,24 +197,24 @@ fn table(parts: &[Part], whole: u64, heading: &'static str) -> Table {
     table
 }
 
-/// What malloc has of the kernel, in memory or not, and what its chunks make of it.
-fn obtained(sums: &HeapSums) -> Line {
-    let parts: Vec<String> = [
-        (sums.in_use_bytes, "in use"),
-        (sums.cached_bytes, "in thread caches"),
-        (sums.binned_bytes, "in bins"),
-        (sums.top_bytes, "top"),
-    ]
-    .into_iter()
-    .filter(|(bytes, _)| *bytes > 0)
-    .map(|(bytes, name)| format!("{} {name}", ByteSize(bytes)))
-    .collect();
-    Line::of(
-        Tone::Faint,
-        &format!(
-            "  of {} obtained: {}",
-            ByteSize(sums.obtained_bytes),
-            parts.join(", ")
-        ),
-    )
+/// What malloc has of the kernel, in memory or not, and what its chunks make of it; `None` where the table says so.
+pub(super) fn obtained(sums: &HeapSums) -> Option<String> {
+    if sums.obtained_bytes == 0 || parts_in_memory(sums).is_none() {
+        return None;
+    }
+    Some(format!(
+        "{}: {}",
+        ByteSize(sums.obtained_bytes),
+        in_words(&parts_obtained(sums))
+    ))
+}
+
+/// `2.58 MiB in use, 53 KiB in thread caches`, without what is nothing.
+fn in_words(parts: &[Part]) -> String {
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|part| part.bytes > 0)
+        .map(|part| format!("{} {}", ByteSize(part.bytes), part.name))
+        .collect();
+    parts.join(", ")
 }

@@ -233,7 +233,7 @@ fn pins(pins: &[Pin]) -> Option<String> {
     };
     let alone = format!(
         "the top ends above {chunk}, of {}; without it the break could drop by {}",
-        ByteSize(first.bytes),
+        chunk_sizes(first.bytes, first.bytes),
         ByteSize(first.drop_bytes)
     );
     if pins.len() < 2 || last.drop_bytes == first.drop_bytes {
@@ -250,7 +250,7 @@ fn each_pin(pin: &Pin) -> String {
     format!(
         "{}, {}{}: {}",
         pin.address,
-        ByteSize(pin.bytes),
+        chunk_sizes(pin.bytes, pin.bytes),
         if pin.cached { ", cached" } else { "" },
         ByteSize(pin.drop_bytes)
     )

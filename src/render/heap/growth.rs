@@ -3,6 +3,7 @@
 use crate::report::ClassGrowth;
 use crate::report::HeapGrowth;
 use crate::report::HeapLook;
+use crate::report::HeapSums;
 use crate::report::chunk_sizes;
 use crate::units::ByteDelta;
 use crate::units::ByteSize;
@@ -19,47 +20,47 @@ use super::super::words;
 /// Sizes that are listed unless all are asked for.
 const LISTED_CLASSES: usize = 8;
 
-/// A look in one line, with what changed since the one before it; ends with a newline.
+/// A look in one line, with what changed since the one before it; the first under a heading. Ends with a newline.
 #[must_use]
 pub fn heap_look(look: &HeapLook, previous: Option<&HeapLook>, options: TextOptions) -> String {
     let sums = &look.sums;
+    let before = previous.map(|look| &look.sums);
     let mut line = Line::of(
         Tone::Plain,
-        &format!("{:>8}", words::duration(look.time_ns.0)),
+        &format!("{:>10}", words::duration(look.time_ns.0)),
     );
-    let mut figure = |name: &str, now: Option<u64>, before: Option<u64>| {
-        let Some(now) = now else { return };
-        line.push(Tone::Faint, &format!("  {name} "));
-        line.push(Tone::Plain, &format!("{:>8}", ByteSize(now).to_string()));
-        if previous.is_some() {
-            let change = before.map(|before| change(now, before)).unwrap_or(0);
-            let text = if change == 0 {
-                "=".to_owned()
-            } else {
-                ByteDelta(change).to_string()
-            };
-            line.push(tone(change), &format!(" {text:<9}"));
-        }
+    let mut figure = |now: Option<u64>, before: Option<u64>| {
+        let now_text = now.map_or_else(|| "unknown".to_owned(), |now| ByteSize(now).to_string());
+        line.push(Tone::Plain, &format!("  {now_text:>8}"));
+        let change = now.zip(before).map(|(now, before)| change(now, before));
+        let text = match change {
+            Some(0) => "=".to_owned(),
+            Some(change) => ByteDelta(change).to_string(),
+            None => String::new(),
+        };
+        line.push(change.map_or(Tone::Faint, tone), &format!(" {text:>9}"));
     };
-    let before = previous.map(|look| &look.sums);
     figure(
-        "in use",
         Some(sums.in_use_bytes),
         before.map(|sums| sums.in_use_bytes),
     );
+    figure(Some(sums.free_bytes()), before.map(HeapSums::free_bytes));
     figure(
-        "free",
-        Some(sums.free_bytes()),
-        before.map(|sums| sums.free_bytes()),
-    );
-    figure(
-        "in memory",
         sums.resident_bytes,
         before.and_then(|sums| sums.resident_bytes),
     );
-    line.cut(options.width.max(TextOptions::NARROWEST))
-        .paint(options.color)
-        + "\n"
+    let heading = previous.is_none().then(|| {
+        let titles = ["in use", "free", "in memory"].map(|title| format!("  {title:<18}"));
+        Line::of(Tone::Faint, &format!("{:>10}{}", "time", titles.concat()))
+    });
+    heading
+        .into_iter()
+        .chain([line])
+        .map(|line| {
+            let width = options.width.max(TextOptions::NARROWEST);
+            line.cut(width).paint(options.color) + "\n"
+        })
+        .collect()
 }
 
 fn change(now: u64, before: u64) -> i64 {

@@ -20,8 +20,12 @@ use crate::units::ByteSize;
 
 use super::TextOptions;
 use super::page::Page;
+use super::style::Line;
 use super::style::Tone;
 use super::words;
+
+/// Columns of a command line.
+const LONGEST_COMMAND: usize = 60;
 
 /// Writes what was found; ends with a newline.
 #[must_use]
@@ -29,19 +33,26 @@ pub fn heap(document: &HeapDocument, options: TextOptions) -> String {
     let mut page = Page::new(options);
     headlines(&mut page, document);
     let examination = &document.examination;
-    page.section(composition::lines(&document.sums, page.width));
     if let Some(growth) = &document.growth {
         page.section(growth::table(growth, page.width));
         page.section(growth::classes(growth, page.verbose, page.width));
     }
+    page.section(composition::lines(&document.sums, page.width));
     for heap in &examination.heaps {
         page.section(details::arenas(heap, page.verbose, page.width));
         page.section(details::sizes(heap, page.verbose, page.width));
     }
-    page.section(Vec::new());
+    push_entries(&mut page, &entries(document, options.verbose));
+    page.paint(options.color)
+}
+
+/// What tables do not show, each with the word that stands at the left edge.
+fn entries(document: &HeapDocument, verbose: bool) -> Vec<(&'static str, String)> {
+    let examination = &document.examination;
     let mut entries = Vec::new();
+    entries.extend(composition::obtained(&document.sums).map(|text| ("obtained", text)));
     for heap in &examination.heaps {
-        entries.extend(details::entries(heap, page.verbose));
+        entries.extend(details::entries(heap, verbose));
     }
     for fact in &document.verdict.evidence {
         entries.push(("also", fact.clone()));
@@ -51,7 +62,7 @@ pub fn heap(document: &HeapDocument, options: TextOptions) -> String {
     }
     if !examination.heaps.is_empty() {
         entries.push(("checked", checked(&document.verdict, examination)));
-        if page.verbose {
+        if verbose {
             entries.extend(every_check(examination));
         }
     } else {
@@ -64,13 +75,12 @@ pub fn heap(document: &HeapDocument, options: TextOptions) -> String {
         );
     }
     entries.push(("cost", cost(examination)));
-    push_entries(&mut page, &entries);
-    page.paint(options.color)
+    entries
 }
 
 /// Entries under each other after an empty line; the same word at the left edge stands there once.
 fn push_entries(page: &mut Page, entries: &[(&'static str, String)]) {
-    page.lines.push(super::style::Line::default());
+    page.lines.push(Line::default());
     let mut last = "";
     for (lead, text) in entries {
         let word = if *lead == last { "" } else { lead };
@@ -103,7 +113,9 @@ fn target(document: &HeapDocument) -> String {
     let name = target
         .program
         .as_ref()
-        .map(|program| words::command(program, &target.arguments));
+        .map(|program| words::command(program, &target.arguments))
+        // A line of it tells which program it is.
+        .map(|command| words::cut(&command, LONGEST_COMMAND));
     let what = match (&target.core, name, target.pid) {
         (Some(core), Some(name), _) => format!("{name}, as in the core file {core}"),
         (Some(core), None, _) => format!("core file {core}"),

@@ -1,5 +1,6 @@
 //! The heap of the program's own malloc in the report of a recording: a few lines.
 
+use crate::report::HeapConfidence;
 use crate::report::HeapMoment;
 use crate::report::HeapSums;
 use crate::report::HeapVerdict;
@@ -26,7 +27,11 @@ pub(in crate::render) fn section(space: &SpaceReport, verbose: bool) -> Vec<Stri
             .into_iter()
             .take(if verbose { usize::MAX } else { 1 }),
     );
-    if !verdict.doubts.is_empty() {
+    let is_doubtful = matches!(
+        verdict.confidence,
+        HeapConfidence::Doubtful | HeapConfidence::Moving
+    );
+    if !verdict.doubts.is_empty() && (is_doubtful || verbose) {
         lines.push(verdict.doubts.join("; "));
     }
     if verbose {

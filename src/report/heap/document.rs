@@ -69,7 +69,8 @@ impl HeapDocument {
         examination: HeapExamination,
         growth: Option<HeapGrowth>,
     ) -> Self {
-        let verdict = HeapVerdict::of(&examination, memory.as_ref(), target.pid);
+        let verdict =
+            HeapVerdict::judge(&examination, memory.as_ref(), target.pid, growth.is_some());
         Self {
             schema: Schema {
                 name: HEAP_SCHEMA_NAME.to_owned(),

@@ -506,7 +506,8 @@ fn extreme_figures_do_not_overflow() {
     extreme.heaps.push(extreme.heaps[0].clone());
     extreme.heaps[0].classes[0].bytes = u64::MAX;
     extreme.heaps[0].mapped.bytes = Some(u64::MAX);
-    HeapVerdict::of(&extreme, Some(&memory(u64::MAX, 0)), Some(u32::MAX));
+    let verdict = HeapVerdict::of(&extreme, Some(&memory(u64::MAX, 0)), Some(u32::MAX));
+    assert!(!verdict.summary.is_empty());
     let mut looks = HeapLooks::default();
     looks.add(Timestamp(u64::MAX), None, &examination(Vec::new()));
     looks.add(Timestamp(0), None, &extreme);

@@ -89,6 +89,8 @@ struct Case<'a> {
     sums: HeapSums,
     /// As a command line has it.
     pid: String,
+    /// Whether looks were compared already.
+    is_compared: bool,
 }
 
 impl HeapVerdict {
@@ -100,11 +102,22 @@ impl HeapVerdict {
         memory: Option<&ProcessMemory>,
         pid: Option<u32>,
     ) -> Self {
+        Self::judge(examination, memory, pid, false)
+    }
+
+    /// The same; `is_compared` says whether this look was compared with earlier ones already.
+    pub(super) fn judge(
+        examination: &HeapExamination,
+        memory: Option<&ProcessMemory>,
+        pid: Option<u32>,
+        is_compared: bool,
+    ) -> Self {
         let case = Case {
             examination,
             memory,
             sums: HeapSums::of(examination),
             pid: pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string()),
+            is_compared,
         };
         let kind = case.kind();
         Self {
@@ -223,7 +236,10 @@ impl Case<'_> {
                 ),
                 None => "nobody has called glibc's malloc here: the memory is not its".to_owned(),
             },
-            HeapVerdictKind::Unclear => format!("no verdict: {}", self.what_is_wrong()),
+            HeapVerdictKind::Unclear => format!(
+                "no verdict, as the heap does not add up: {}",
+                self.what_is_wrong()
+            ),
             HeapVerdictKind::Elsewhere => format!(
                 "not the heap: {resident} of the process's {} in memory are malloc's",
                 size(self.memory.map(|memory| memory.resident_bytes))
@@ -235,12 +251,12 @@ impl Case<'_> {
             ),
             HeapVerdictKind::InUse => match sums.resident_in_use_bytes {
                 Some(in_use) => format!(
-                    "in use: {} of the heap's {resident} in memory were not freed",
+                    "in use: {} of the heap's {resident} in memory have not been freed",
                     // Cached chunks are in memory and not in use.
                     ByteSize(in_use.saturating_sub(sums.cached_bytes))
                 ),
                 None => format!(
-                    "in use: {} of {} were not freed",
+                    "in use: {} of {} have not been freed",
                     ByteSize(sums.in_use_bytes),
                     ByteSize(sums.obtained_bytes)
                 ),
@@ -267,7 +283,10 @@ impl Case<'_> {
     fn what_is_wrong(&self) -> String {
         let failing = checks(self.examination).find(|check| check.outcome == CheckOutcome::Fails);
         match failing {
-            Some(check) => doubt(check),
+            Some(check) => match &check.detail {
+                Some(detail) => detail.clone(),
+                None => format!("this does not hold: {}", check.what),
+            },
             None => format!(
                 "{} of {} that the arenas obtained were not found",
                 ByteSize(self.sums.not_found_bytes),
@@ -444,9 +463,11 @@ impl Case<'_> {
                  damaged, or of a malloc that breaktrace does not know"
             )),
             HeapVerdictKind::InUse => {
-                advice.push(format!(
-                    "`breaktrace heap --every 10s {pid}` compares looks, and names the sizes that grow"
-                ));
+                if !self.is_compared {
+                    advice.push(format!(
+                        "`breaktrace heap --every 10s {pid}` compares looks, and names the sizes that grow"
+                    ));
+                }
                 advice.push(format!(
                     "`breaktrace attach --every 10s {pid}` tells which functions make it grow"
                 ));
