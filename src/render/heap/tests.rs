@@ -9,6 +9,7 @@ use crate::event::MappedChunks;
 use crate::event::ProcessMemory;
 use crate::render::tests::compare;
 use crate::report::HeapLooks;
+use crate::report::HeapMoment;
 use crate::report::HeapTarget;
 use crate::report::heap_tests::KIB;
 use crate::report::heap_tests::MIB;
@@ -278,6 +279,33 @@ fn what_is_not_known_is_not_shown_as_zero() {
     assert!(!text.contains(" 0 B"), "{text}");
     assert!(
         text.contains("what of that is in memory is not known"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_report_has_the_look_in_a_few_lines() {
+    let mut report = crate::render::tests::program(&["server"], &[1 << 20]);
+    report.address_spaces[0].heap = Some(HeapMoment {
+        time_ns: Timestamp(1),
+        examination: fragmented_in_arenas().examination,
+    });
+    let lines = section(&report.address_spaces[0], false);
+    assert!(lines.len() <= 6, "{lines:#?}");
+    assert!(lines[0].starts_with("fragmented: "), "{lines:#?}");
+    assert!(
+        lines[1].starts_with("obtained 116 MiB in 8 arenas: "),
+        "{lines:#?}"
+    );
+    let text = crate::render::render(
+        &report,
+        crate::render::Format::Text,
+        TextOptions::default(),
+        crate::render::Measure::Net,
+    );
+    let text = String::from_utf8(text.unwrap()).unwrap();
+    assert!(
+        text.contains("malloc    fragmented: 37.3 MiB of the heap's"),
         "{text}"
     );
 }
