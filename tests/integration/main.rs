@@ -18,6 +18,7 @@ mod demo;
 mod errors;
 mod foreign_abi;
 mod formats;
+mod heap_command;
 mod hostile_files;
 mod kernel_view;
 mod layers;
