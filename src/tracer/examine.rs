@@ -49,11 +49,11 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
         .filter_map(|located| heap_walk::stand(&image, located, Some(&pointers)))
         .collect();
     let (heaps, stopped) = if exact {
-        let heaps = walk(&image, &standing, true);
+        let heaps = walk(&image, standing, true);
         (heaps, stop.release())
     } else {
         let stopped = stop.release();
-        (walk(&image, &standing, false), stopped)
+        (walk(&image, standing, false), stopped)
     };
     let look = Look {
         moment: ReadingMoment::Snapshot,
@@ -100,10 +100,10 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn walk(image: &LiveImage, standing: &[Standing], is_still: bool) -> Vec<GlibcHeap> {
+fn walk(image: &LiveImage, standing: Vec<Standing>, is_still: bool) -> Vec<GlibcHeap> {
     standing
-        .iter()
-        .map(|standing| heap_walk::examine(image, standing, is_still).0)
+        .into_iter()
+        .map(|standing| heap_walk::examine(image, standing, is_still))
         .collect()
 }
 
@@ -118,7 +118,7 @@ pub(super) struct HalfExamined {
 impl HalfExamined {
     /// Reads the rest; `None` when there is nothing to tell. `is_still` says whether the program stands still.
     pub(super) fn complete(self, moment: ReadingMoment, is_still: bool) -> Option<EventKind> {
-        let heaps = walk(&self.image, &self.standing, is_still);
+        let heaps = walk(&self.image, self.standing, is_still);
         let look = Look {
             moment,
             still: is_still,

@@ -48,6 +48,8 @@ pub struct LiveImage {
     /// Whether the kernel knows PAGEMAP_SCAN, as far as it was asked.
     can_scan: Cell<bool>,
     read_bytes: Cell<u64>,
+    /// Some of the memory is swapped out, or it is not known.
+    is_swapped: bool,
 }
 
 impl LiveImage {
@@ -63,6 +65,9 @@ impl LiveImage {
             memory: OnceCell::new(),
             can_scan: Cell::new(true),
             read_bytes: Cell::new(0),
+            is_swapped: proc::status(tid)
+                .and_then(|status| status.vmswap)
+                .is_none_or(|kibibytes| kibibytes > 0),
         }
     }
 
@@ -342,6 +347,10 @@ impl Image for LiveImage {
 
     fn page_size(&self) -> u64 {
         self.page_size
+    }
+
+    fn may_be_swapped(&self) -> bool {
+        self.is_swapped
     }
 }
 
