@@ -248,7 +248,7 @@ fn a_heap_in_a_core_file_is_the_one_that_the_process_had() {
         heap_walk::locate(image)
             .into_iter()
             .filter_map(|located| heap_walk::stand(image, &located, Some(pointers)))
-            .map(|standing| heap_walk::examine(image, &standing, true))
+            .map(|standing| heap_walk::examine(image, standing, true))
             .collect::<Vec<_>>()
     };
     let live = {

@@ -1,5 +1,7 @@
 //! What of ELF files matters here: 64-bit, little endian headers and notes (elf(5)). Nothing in them is believed.
 
+use crate::mapping::Permissions;
+
 /// `e_type` of a core file.
 pub(super) const ET_CORE: u16 = 4;
 /// `e_machine` of x86-64.
@@ -11,9 +13,9 @@ pub(super) const PT_LOAD: u32 = 1;
 /// A segment of notes.
 pub(super) const PT_NOTE: u32 = 4;
 /// May be executed, written, read.
-pub(super) const PF_X: u32 = 1;
+const PF_X: u32 = 1;
 pub(super) const PF_W: u32 = 2;
-pub(super) const PF_R: u32 = 4;
+const PF_R: u32 = 4;
 
 /// Bytes of the file's header, of a program header, and of a note's.
 pub(super) const HEADER_BYTES: usize = 64;
@@ -30,6 +32,16 @@ const MOST_PROGRAM_HEADERS: u64 = 128;
 const MOST_NOTES: usize = 4096;
 /// Longest build ID, in bytes.
 const LONGEST_BUILD_ID: usize = 64;
+
+/// What flags of a segment allow.
+pub(super) fn permissions(flags: u32) -> Permissions {
+    Permissions {
+        read: flags & PF_R != 0,
+        write: flags & PF_W != 0,
+        execute: flags & PF_X != 0,
+        shared: false,
+    }
+}
 
 /// Reads bytes at a place; returns how many there were, from the first on.
 pub(super) type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> usize;

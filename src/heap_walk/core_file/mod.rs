@@ -41,6 +41,8 @@ use crate::units::Address;
 const MOST_SEGMENTS: u64 = 1 << 18;
 /// Program headers that are read at once.
 const SEGMENTS_AT_ONCE: usize = 1024;
+/// Mappings without a program header whose permissions are found out.
+const MOST_UNLISTED: usize = 4096;
 /// Bytes of all names of mappings together.
 const MOST_NAME_BYTES: usize = 16 << 20;
 /// Files that are kept open.
@@ -78,6 +80,8 @@ struct Segment {
     offset: u64,
     /// How many bytes of the mapping are there, from its first on.
     stored: u64,
+    /// Whether the file has a program header for it; gdb writes none for what is only in the program's files.
+    is_listed: bool,
 }
 
 impl CoreFile {
@@ -101,7 +105,7 @@ impl CoreFile {
         }
         let (segments, mappings) = memory(path, &headers, &notes)?;
         notes.forget_files();
-        Ok(Self {
+        let mut core = Self {
             page_size: notes.page_size.unwrap_or(4096),
             file,
             segments,
@@ -109,7 +113,27 @@ impl CoreFile {
             notes,
             backings: RefCell::default(),
             read_bytes: Cell::new(0),
-        })
+        };
+        core.permit();
+        Ok(core)
+    }
+
+    /// Finds out what the program might do with memory that only the table of files names.
+    fn permit(&mut self) {
+        let unknown: Vec<usize> = self
+            .segments
+            .iter()
+            .enumerate()
+            .filter(|(_, segment)| !segment.is_listed)
+            .map(|(index, _)| index)
+            .take(MOST_UNLISTED)
+            .collect();
+        for index in unknown {
+            let backing = self.backing(index);
+            if let (Some(backing), Some(mapping)) = (backing, self.mappings.get_mut(index)) {
+                mapping.permissions = backing.permissions(mapping.start.0);
+            }
+        }
     }
 
     /// The threads that the program had; the first is the one that a signal came to.
@@ -412,59 +436,101 @@ fn memory(
         return Err(damaged(path, "it holds no memory"));
     }
     loads.sort_by_key(|header| header.address);
-    let mut segments = Vec::with_capacity(loads.len());
-    let mut mappings: Vec<Mapping> = Vec::with_capacity(loads.len());
-    let mut name_bytes = 0;
+    let mut found: Vec<(Mapping, Segment)> = Vec::with_capacity(loads.len());
     for header in loads {
         let end = header
             .address
             .checked_add(header.memory_bytes)
             .ok_or_else(|| damaged(path, "a segment ends beyond all memory"))?;
-        if mappings
+        if found
             .last()
-            .is_some_and(|last| header.address < last.end.0)
+            .is_some_and(|(last, _)| header.address < last.end.0)
         {
             return Err(damaged(path, "two segments claim the same memory"));
         }
-        segments.push(Segment {
+        let permissions = elf::permissions(header.flags);
+        let segment = Segment {
             offset: header.offset,
             stored: header.file_bytes.min(header.memory_bytes),
-        });
-        let mut mapping = mapping(header, end, notes);
-        name_bytes += mapping.name.as_ref().map_or(0, String::len);
-        if name_bytes > MOST_NAME_BYTES {
-            mapping.name = None;
-        }
+            is_listed: true,
+        };
+        found.push((mapping(header.address, end, permissions, notes), segment));
+    }
+    add_unlisted(&mut found, notes);
+    let mut name_bytes = 0_usize;
+    let (mut mappings, mut segments) = (Vec::new(), Vec::new());
+    for (mut mapping, segment) in found {
+        mapping.name = name(&mapping, notes)
+            .filter(|name| name_bytes.saturating_add(name.len()) <= MOST_NAME_BYTES);
+        name_bytes = name_bytes.saturating_add(mapping.name.as_ref().map_or(0, String::len));
         mappings.push(mapping);
+        segments.push(segment);
     }
     Ok((segments, mappings))
 }
 
-/// The mapping of a segment. Whether it was shared, and the file's inode, the core file does not tell.
-fn mapping(header: &ProgramHeader, end: u64, notes: &Notes) -> Mapping {
-    let start = header.address;
-    let file = notes.file_at(start);
-    let holds =
-        |address: Option<u64>| address.is_some_and(|address| (start..end).contains(&address));
-    let name = match file {
+/// Adds what the table of files names and no program header does. It continues the mapping before it where that is of the
+/// same row: of a program's first mapping, gdb writes the first page alone.
+fn add_unlisted(found: &mut Vec<(Mapping, Segment)>, notes: &Notes) {
+    let listed = found.len();
+    let mut last_end = 0;
+    for file in &notes.files {
+        let mut at = file.start.max(last_end);
+        while at < file.end {
+            let next = found[..listed].partition_point(|(mapping, _)| mapping.end.0 <= at);
+            let next_start = found[..listed]
+                .get(next)
+                .map_or(u64::MAX, |(mapping, _)| mapping.start.0);
+            if next_start <= at {
+                at = found[next].0.end.0;
+                continue;
+            }
+            let end = file.end.min(next_start);
+            let before = next
+                .checked_sub(1)
+                .and_then(|before| found.get_mut(before))
+                .filter(|(before, _)| before.end.0 == at && before.start.0 >= file.start);
+            if let Some((before, _)) = before {
+                before.end = Address(end);
+            } else {
+                let unknown = Permissions::default();
+                let segment = Segment {
+                    offset: 0,
+                    stored: 0,
+                    is_listed: false,
+                };
+                found.push((mapping(at, end, unknown, notes), segment));
+            }
+            at = end;
+        }
+        last_end = last_end.max(file.end);
+    }
+    found.sort_by_key(|(mapping, _)| mapping.start);
+}
+
+/// A mapping, without its name. Whether it was shared, and the file's inode, a core file does not tell.
+fn mapping(start: u64, end: u64, permissions: Permissions, notes: &Notes) -> Mapping {
+    Mapping {
+        start: Address(start),
+        end: Address(end),
+        permissions,
+        offset: notes.file_at(start).map_or(0, |file| {
+            file.offset.saturating_add(start.saturating_sub(file.start))
+        }),
+        inode: 0,
+        name: None,
+    }
+}
+
+/// What the kernel would call a mapping, as far as that can be known.
+fn name(mapping: &Mapping, notes: &Notes) -> Option<String> {
+    let holds = |address: Option<u64>| {
+        address.is_some_and(|address| (mapping.start.0..mapping.end.0).contains(&address))
+    };
+    match notes.file_at(mapping.start.0) {
         Some(file) => notes.name_of(file),
         None if holds(notes.on_stack) => Some("[stack]".into()),
         None if holds(notes.vdso) => Some("[vdso]".into()),
         None => None,
-    };
-    Mapping {
-        start: Address(start),
-        end: Address(end),
-        permissions: Permissions {
-            read: header.flags & elf::PF_R != 0,
-            write: header.flags & elf::PF_W != 0,
-            execute: header.flags & elf::PF_X != 0,
-            shared: false,
-        },
-        offset: file.map_or(0, |file| {
-            file.offset.saturating_add(start.saturating_sub(file.start))
-        }),
-        inode: 0,
-        name,
     }
 }

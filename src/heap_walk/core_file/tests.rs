@@ -410,3 +410,47 @@ fn files_that_somebody_prepared_are_refused_or_read_within_bounds() {
     }
     assert!(opened > 500, "{opened}");
 }
+
+#[test]
+fn mappings_that_only_the_table_of_files_names_are_there_without_contents() {
+    let mut made = Made::usual();
+    // As gdb writes it: of the library's first mapping only the first page.
+    made.memory[0].1 = 0x1000;
+    made.notes = files(&[
+        (0x4fff_0000, 0x4fff_2000, 3, "/nowhere/data"),
+        (0x5000_0000, 0x5000_2000, 0, "/nowhere/lib.so"),
+        (0x5000_2000, 0x5000_3000, 2, "/nowhere/lib.so"),
+        // Overlaps with others, and reaches around memory.
+        (0x5000_2800, 0x7000_1000, 9, "/nowhere/odd"),
+    ]);
+    let core = open(&made.bytes()).unwrap();
+    let mappings: Vec<_> = core
+        .mappings()
+        .iter()
+        .map(|mapping| {
+            (
+                mapping.start.0,
+                mapping.end.0,
+                mapping.permissions.to_string(),
+                mapping.offset,
+            )
+        })
+        .collect();
+    assert_eq!(
+        mappings[..4],
+        [
+            (0x4fff_0000, 0x4fff_2000, "---p".into(), 0x3000),
+            (0x5000_0000, 0x5000_2000, "r-xp".into(), 0),
+            (0x5000_2000, 0x5000_3000, "rw-p".into(), 0x2000),
+            (0x5000_3000, 0x7000_0000, "---p".into(), 0x9800),
+        ]
+    );
+    assert!(
+        core.mappings()
+            .windows(2)
+            .all(|pair| pair[0].end <= pair[1].start)
+    );
+    let mut bytes = [0; 16];
+    assert_eq!(core.read(0x5000_0ff8, &mut bytes), 8);
+    assert_eq!(core.read(0x4fff_0000, &mut bytes), 0);
+}
