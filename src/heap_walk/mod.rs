@@ -7,6 +7,7 @@
 mod arena;
 mod caches;
 mod classes;
+mod core_file;
 mod examine;
 mod free_lists;
 mod layout;
@@ -16,6 +17,10 @@ mod pages;
 mod parameters;
 mod walk;
 
+pub use core_file::CoreError;
+pub use core_file::CoreFile;
+pub use core_file::CoreProgram;
+pub use core_file::CoreThread;
 pub use examine::Standing;
 pub use examine::examine;
 pub use examine::stand;

@@ -13,6 +13,7 @@ mod allocator_stress;
 mod allocator_tracing;
 mod attach;
 mod compare;
+mod core_files;
 mod culprits;
 mod demo;
 mod errors;
