@@ -355,27 +355,87 @@ pub struct SizeCount {
     pub blocks: u64,
 }
 
-/// [`Counters`], written as an object with the counters' names.
+/// [`Counters`], written as an object with the counters' names. The bundled allocator knows all of them; of other
+/// allocators some are not known, and `null`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AllocatorFigures(pub Counters);
+pub struct AllocatorFigures {
+    counters: Counters,
+    /// A bit for each counter that is not known, in the order of [`COUNTERS`].
+    unknown: u64,
+}
+
+const _: () = assert!(COUNTERS.len() <= 64, "a bit for each");
+
+impl AllocatorFigures {
+    /// All of them.
+    #[must_use]
+    pub fn complete(counters: Counters) -> Self {
+        Self {
+            counters,
+            unknown: 0,
+        }
+    }
+
+    /// Those that are named; the others are not known. Names that are no counter's are passed over.
+    #[must_use]
+    pub fn of(known: &[(&str, u64)]) -> Self {
+        let mut values = [0; COUNTERS.len()];
+        let mut unknown = 0;
+        for (index, (value, info)) in values.iter_mut().zip(COUNTERS).enumerate() {
+            match known.iter().find(|(name, _)| *name == info.name) {
+                Some((_, figure)) => *value = *figure,
+                None => unknown |= 1 << index,
+            }
+        }
+        Self {
+            counters: Counters::from_values(values),
+            unknown,
+        }
+    }
+
+    /// All counters, if all are known.
+    #[must_use]
+    pub fn all(&self) -> Option<&Counters> {
+        (self.unknown == 0).then_some(&self.counters)
+    }
+
+    /// The counters, in the order of [`COUNTERS`]; `None` for those not known.
+    pub fn values(&self) -> impl Iterator<Item = Option<u64>> {
+        let unknown = self.unknown;
+        let known = move |index: usize| unknown >> index & 1 == 0;
+        (0..)
+            .zip(self.counters.values())
+            .map(move |(index, value)| known(index).then_some(value))
+    }
+
+    /// The counter with this name; `None` when it is not known, or there is none of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<u64> {
+        self.values()
+            .zip(COUNTERS)
+            .find(|(_, info)| info.name == name)
+            .and_then(|(value, _)| value)
+    }
+}
 
 impl Serialize for AllocatorFigures {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(COUNTERS.iter().map(|info| info.name).zip(self.0.values()))
+        serializer.collect_map(COUNTERS.iter().map(|info| info.name).zip(self.values()))
     }
 }
 
 impl<'de> Deserialize<'de> for AllocatorFigures {
     /// Names that this version does not know are passed over; one that is missing is an error, as 0 would be a lie.
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let given = BTreeMap::<Cow<'de, str>, u64>::deserialize(deserializer)?;
-        let mut values = [0; COUNTERS.len()];
-        for (value, info) in values.iter_mut().zip(COUNTERS) {
-            *value = *given
+        let given = BTreeMap::<Cow<'de, str>, Option<u64>>::deserialize(deserializer)?;
+        let mut known = Vec::with_capacity(COUNTERS.len());
+        for info in COUNTERS {
+            let value = given
                 .get(info.name)
                 .ok_or_else(|| serde::de::Error::missing_field(info.name))?;
+            known.extend(value.map(|value| (info.name, value)));
         }
-        Ok(Self(Counters::from_values(values)))
+        Ok(Self::of(&known))
     }
 }
 
@@ -390,7 +450,7 @@ impl schemars::JsonSchema for AllocatorFigures {
             .iter()
             .map(|info| {
                 let schema = serde_json::json!({
-                    "type": "integer",
+                    "type": ["integer", "null"],
                     "format": "uint64",
                     "minimum": 0,
                     "description": info.meaning.trim(),

@@ -1,6 +1,9 @@
 //! A heap of glibc's, looked through: arenas, caches and lists while the program stands still, then its chunks, which it
 //! need not stand still for.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use super::Image;
 use super::arena;
 use super::arena::ArenaState;
@@ -39,6 +42,8 @@ use crate::event::ThreadCaches;
 use crate::mapping::MappingKind;
 use crate::units::Address;
 
+/// So long the program may stand for its fast bins; what takes longer is read while it runs.
+const STANDING_PATIENCE: Duration = Duration::from_millis(1);
 /// Arenas that are listed one by one.
 const LISTED_ARENAS: usize = 1024;
 /// A stretch in which the program's doings got in our way is walked through so often.
@@ -63,7 +68,6 @@ pub struct Standing {
     arenas_problem: Option<String>,
     caches: Caches,
     fast: FastChunks,
-    freed: FreedChunks,
     threads_are_known: bool,
 }
 
@@ -108,8 +112,9 @@ pub fn stand(
         &HeapMemory { image },
         slots,
     );
-    let fast = free_lists::fast_chunks(image, &arenas, caches.links);
-    let freed = FreedChunks::new(&caches.chunks, &fast.chunks);
+    let mut fast = FastChunks::new(&arenas, caches.links);
+    // Millions of chunks are left for when the program may run.
+    fast.follow(image, Some(Instant::now() + STANDING_PATIENCE));
     Some(Standing {
         located: located.clone(),
         settings,
@@ -122,7 +127,6 @@ pub fn stand(
         arenas_problem,
         caches,
         fast,
-        freed,
         threads_are_known: thread_pointers.is_some(),
     })
 }
@@ -144,8 +148,17 @@ struct Walked {
 
 /// Looks through the chunks. `is_still` tells whether the program stands still meanwhile.
 #[must_use]
-pub fn examine(image: &dyn Image, standing: &Standing, is_still: bool) -> (GlibcHeap, u64) {
-    let examiner = Examiner { image, standing };
+pub fn examine(image: &dyn Image, mut standing: Standing, is_still: bool) -> GlibcHeap {
+    standing.fast.follow(image, None);
+    let freed = FreedChunks::new(&standing.caches.chunks, &standing.fast.chunks);
+    // They are known by their addresses now.
+    standing.fast.chunks = Vec::new();
+    let standing = &standing;
+    let examiner = Examiner {
+        image,
+        standing,
+        freed,
+    };
     let walked: Vec<Walked> = standing
         .arenas
         .iter()
@@ -157,17 +170,13 @@ pub fn examine(image: &dyn Image, standing: &Standing, is_still: bool) -> (Glibc
         .collect();
     taken.sort_unstable();
     let mapped = mapped::find(image, standing.located.arena, &taken, standing.mapped);
-    let read_bytes = walked
-        .iter()
-        .map(|arena| arena.found.read_bytes)
-        .sum::<u64>()
-        + mapped.read_bytes;
-    (examiner.sum_up(&walked, &mapped, is_still), read_bytes)
+    examiner.sum_up(&walked, &mapped, is_still)
 }
 
 struct Examiner<'a> {
     image: &'a dyn Image,
     standing: &'a Standing,
+    freed: FreedChunks,
 }
 
 impl Examiner<'_> {
@@ -265,7 +274,7 @@ impl Examiner<'_> {
         walked.covered += at - base;
         for _ in 0..MOST_STRETCHES {
             let stretch = self.stretch(&walked.state, at, end);
-            let (found, how) = walk::walk(self.image, stretch, &self.standing.freed);
+            let (found, how) = walk::walk(self.image, stretch, &self.freed);
             walked.segments += 1;
             let walked_bytes = bytes_of(&found, &walked.state, how == End::Top);
             walked.covered += walked_bytes;
@@ -377,7 +386,7 @@ impl Examiner<'_> {
             end
         };
         let stretch = self.stretch(&walked.state, at, stretch_end);
-        let (found, how) = walk::walk(self.image, stretch, &self.standing.freed);
+        let (found, how) = walk::walk(self.image, stretch, &self.freed);
         let behind = match how {
             End::Top => walked.state.end(),
             End::Fence(behind) => behind,
@@ -430,7 +439,7 @@ impl Examiner<'_> {
             walked.segments += 1;
             walked.ranges.push((heap.start, heap.end));
             let stretch = self.stretch(state, heap.first_chunk, heap.end);
-            let (found, how) = walk::walk(self.image, stretch, &self.standing.freed);
+            let (found, how) = walk::walk(self.image, stretch, &self.freed);
             let header = heap.first_chunk - heap.start;
             let bytes = bytes_of(&found, state, how == End::Top);
             match how {
@@ -506,7 +515,7 @@ impl Examiner<'_> {
             walked.pins.push(Pin {
                 address: Address(chunk + free_lists::HEADER),
                 bytes,
-                cached: self.standing.freed.has_cached(*chunk),
+                cached: self.freed.has_cached(*chunk),
                 drop_bytes: drop_from(below.min(*chunk)),
             });
         }
@@ -616,15 +625,15 @@ impl Examiner<'_> {
             },
         ));
         let met: u64 = walked.iter().map(|arena| arena.found.freed_met).sum();
-        let freed = standing.freed.len() as u64;
+        let freed = self.freed.len() as u64;
         let lists_hold =
-            met == freed && standing.fast.problem.is_none() && !standing.freed.has_doubles();
+            met == freed && standing.fast.problem.is_none() && !self.freed.has_doubles();
         checks.push(check(
             "every chunk in thread caches and fast bins was met once",
             judge(lists_hold),
             Some(match &standing.fast.problem {
                 Some(problem) => problem.clone(),
-                None if standing.freed.has_doubles() => "a chunk is in two lists".to_owned(),
+                None if self.freed.has_doubles() => "a chunk is in two lists".to_owned(),
                 None => format!("{met} of {freed}"),
             }),
         ));

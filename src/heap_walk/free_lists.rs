@@ -1,6 +1,8 @@
 //! Chunks that are freed and look as if they were in use: those in thread caches and in fast bins, by following their
 //! lists. Since 2.32 the links are mangled with the address where they stand (malloc.c, `PROTECT_PTR`).
 
+use std::time::Instant;
+
 use super::Image;
 use super::arena::ArenaState;
 use super::arena::CHUNK_ALIGNMENT;
@@ -109,131 +111,169 @@ impl Links {
     }
 }
 
-/// What the fast bins of all arenas hold.
-#[derive(Clone, Debug, Default)]
+/// What the fast bins of all arenas hold, as far as they have been followed.
+#[derive(Debug, Default)]
 pub(super) struct FastChunks {
     /// Addresses of the chunks.
     pub(super) chunks: Vec<u64>,
-    /// Per arena, in their order: chunks and bytes.
-    pub(super) by_arena: Vec<(u64, u64)>,
     /// Why that is not all, if it is not.
     pub(super) problem: Option<String>,
+    /// Lists that have not been followed to their ends.
+    lists: Vec<FastList>,
 }
 
 /// A fast bin that is being followed.
-struct Follower {
-    arena: usize,
+#[derive(Debug)]
+struct FastList {
     size: u64,
     at: u64,
+    /// An arena has room for no more.
     left: u64,
     links: Option<Links>,
 }
 
-/// Follows the fast bins of all arenas side by side: each round reads the next chunk of every list at once.
-pub(super) fn fast_chunks(
-    image: &dyn Image,
-    arenas: &[ArenaState],
-    links: Option<Links>,
-) -> FastChunks {
-    let mut found = FastChunks {
-        by_arena: vec![(0, 0); arenas.len()],
-        ..FastChunks::default()
-    };
-    let mut followers: Vec<Follower> = arenas
-        .iter()
-        .enumerate()
-        .flat_map(|(arena, state)| {
+impl FastChunks {
+    /// Nothing has been followed yet. `links` is how links are stored, if that is known.
+    pub(super) fn new(arenas: &[ArenaState], links: Option<Links>) -> Self {
+        let lists = arenas.iter().flat_map(|arena| {
             let sizes = (SMALLEST_CHUNK..).step_by(16);
-            state
+            arena
                 .fast_bins
                 .iter()
                 .zip(sizes)
-                .map(move |(first, size)| Follower {
-                    arena,
+                .map(move |(first, size)| FastList {
                     size,
                     at: *first,
-                    left: state.system_bytes / size + 1,
+                    left: arena.system_bytes / size + 1,
                     links,
                 })
-        })
-        .filter(|follower| follower.at != 0)
-        .collect();
-    let (mut addresses, mut words) = (Vec::new(), Vec::new());
-    while !followers.is_empty() {
-        if found.chunks.len() + followers.len() > MOST_FREED {
-            found.problem = Some(format!(
-                "the fast bins hold more than {MOST_FREED} chunks; the rest counts as in use"
-            ));
-            break;
+        });
+        Self {
+            lists: lists.filter(|list| list.at != 0).collect(),
+            ..Self::default()
         }
-        addresses.clear();
-        addresses.extend(
-            followers
-                .iter()
-                .flat_map(|list| [list.at.wrapping_add(8), list.at.wrapping_add(HEADER)]),
-        );
-        image.read_words(&addresses, &mut words);
-        let (pairs, _) = words.as_chunks::<2>();
-        let mut pairs = pairs.iter();
-        followers.retain_mut(|list| {
-            let (Some(size), Some(link)) = (match pairs.next() {
-                Some([size, link]) => (*size, *link),
-                None => (None, None),
-            }) else {
-                found
-                    .problem
-                    .get_or_insert_with(|| broken(list.at, "cannot be read"));
-                return false;
-            };
-            step(list, size, link, &mut found)
-        });
     }
-    found
-}
 
-fn broken(at: u64, why: &str) -> String {
-    format!("a fast bin leads to {at:#x}, which {why}; the rest of its list counts as in use")
-}
-
-/// Takes one chunk of a list; returns whether there are more.
-fn step(list: &mut Follower, size: u64, link: u64, found: &mut FastChunks) -> bool {
-    let at = list.at;
-    if !at.is_multiple_of(CHUNK_ALIGNMENT) || size & !SIZE_FLAGS != list.size {
-        let why = broken(at, "is no chunk of its size");
-        found.problem.get_or_insert(why);
-        return false;
-    }
-    if list.left == 0 {
-        found
-            .problem
-            .get_or_insert_with(|| broken(at, "makes it longer than its arena"));
-        return false;
-    }
-    list.left -= 1;
-    found.chunks.push(at);
-    if let Some((chunks, bytes)) = found.by_arena.get_mut(list.arena) {
-        *chunks += 1;
-        *bytes += list.size;
-    }
-    let place = at + HEADER;
-    let links = list
-        .links
-        .or_else(|| Links::of_last(place, link))
-        .unwrap_or_else(|| {
-            // Of the two readings, the plain one is a multiple of 16 only by chance: addresses above the page are random.
-            let plain_fits = link.is_multiple_of(CHUNK_ALIGNMENT) && link >> 47 == 0;
-            let mangled = Links::Mangled.decode(place, link);
-            let mangled_fits = mangled.is_multiple_of(CHUNK_ALIGNMENT) && mangled >> 47 == 0;
-            let is_nearer = mangled.abs_diff(at) < link.abs_diff(at);
-            if mangled_fits && (!plain_fits || is_nearer) {
-                Links::Mangled
-            } else {
-                Links::Plain
+    /// Follows the lists, until a moment if one is given; what is left then can be followed later.
+    pub(super) fn follow(&mut self, image: &dyn Image, until: Option<Instant>) {
+        let mut near = NearMemory::new(image);
+        while let Some(mut list) = self.lists.pop() {
+            loop {
+                if self.chunks.len() == MOST_FREED {
+                    let why = format!(
+                        "the fast bins hold more than {MOST_FREED} chunks; the rest counts as in use"
+                    );
+                    self.problem.get_or_insert(why);
+                    self.lists.clear();
+                    return;
+                }
+                if !self.step(&mut list, &mut near) {
+                    break;
+                }
+                let is_time = self.chunks.len().is_multiple_of(64);
+                if is_time && until.is_some_and(|until| Instant::now() >= until) {
+                    self.lists.push(list);
+                    return;
+                }
             }
+        }
+    }
+
+    /// Takes one chunk of a list; returns whether there are more.
+    fn step(&mut self, list: &mut FastList, near: &mut NearMemory<'_>) -> bool {
+        let at = list.at;
+        let place = at.wrapping_add(HEADER);
+        let words = near.word(at.wrapping_add(8)).zip(near.word(place));
+        let why = match words {
+            None => "cannot be read",
+            Some((size, _))
+                if !at.is_multiple_of(CHUNK_ALIGNMENT) || size & !SIZE_FLAGS != list.size =>
+            {
+                "is no chunk of its size"
+            }
+            Some(_) if list.left == 0 => "makes it longer than its arena",
+            Some((_, link)) => {
+                list.left -= 1;
+                self.chunks.push(at);
+                let links = list.links.unwrap_or_else(|| likely_links(at, place, link));
+                list.links = Some(links);
+                list.at = links.decode(place, link);
+                return list.at != 0;
+            }
+        };
+        self.problem.get_or_insert_with(|| {
+            format!(
+                "a fast bin leads to {at:#x}, which {why}; the rest of its list counts as in use"
+            )
         });
-    list.links = Some(links);
-    list.at = links.decode(place, link);
-    list.at != 0
+        false
+    }
+}
+
+/// How a link at `place`, in the chunk `at`, is stored, if nothing else tells.
+fn likely_links(at: u64, place: u64, link: u64) -> Links {
+    if let Some(links) = Links::of_last(place, link) {
+        return links;
+    }
+    // Of the two readings, one is an address; should both be, chunks of a list lie near each other.
+    let fits = |address: u64| address.is_multiple_of(CHUNK_ALIGNMENT) && address >> 47 == 0;
+    let mangled = Links::Mangled.decode(place, link);
+    if fits(mangled) && (!fits(link) || mangled.abs_diff(at) < link.abs_diff(at)) {
+        Links::Mangled
+    } else {
+        Links::Plain
+    }
+}
+
+/// Words of memory, read page by page: chunks of a list are often neighbours, and a page costs little more than a word.
+struct NearMemory<'a> {
+    image: &'a dyn Image,
+    /// The pages that are at hand, by their number modulo [`NEAR_PAGES`].
+    pages: Vec<Option<(u64, Box<[u8]>)>>,
+    page_size: u64,
+}
+
+/// Pages kept at hand.
+const NEAR_PAGES: u64 = 2048;
+
+impl<'a> NearMemory<'a> {
+    fn new(image: &'a dyn Image) -> Self {
+        Self {
+            image,
+            pages: vec![None; NEAR_PAGES as usize],
+            page_size: image.page_size(),
+        }
+    }
+
+    fn word(&mut self, address: u64) -> Option<u64> {
+        let start = address & !(self.page_size - 1);
+        let slot = usize::try_from(address / self.page_size % NEAR_PAGES).ok()?;
+        let offset = usize::try_from(address - start).ok()?;
+        let page = self.pages.get_mut(slot)?;
+        let is_at_hand = page.as_ref().is_some_and(|(at, _)| *at == start);
+        if !is_at_hand {
+            // Memory that is swapped out stays there.
+            if self.image.may_be_swapped()
+                && self
+                    .image
+                    .residency(start, start.checked_add(self.page_size)?)
+                    .is_some_and(|residency| !residency.swapped.is_empty())
+            {
+                return None;
+            }
+            let mut bytes = match page.take() {
+                Some((_, bytes)) => bytes,
+                None => vec![0; usize::try_from(self.page_size).ok()?].into(),
+            };
+            if self.image.read(start, &mut bytes) != bytes.len() {
+                return None;
+            }
+            *page = Some((start, bytes));
+        }
+        let (_, bytes) = page.as_ref()?;
+        let word = bytes.get(offset..offset.checked_add(8)?)?;
+        Some(u64::from_le_bytes(word.try_into().ok()?))
+    }
 }
 
 #[cfg(test)]
@@ -249,7 +289,7 @@ mod tests {
         });
         let freed = FreedChunks::new(&cached, &[0x30, 0x80]);
         assert_eq!(freed.len(), 4);
-        assert_eq!(freed.at(freed.first_from(0x21)), 0x30);
+        assert_eq!(freed.at(freed.first_from(0x30)), 0x30);
         assert!(freed.is_cached(0) && !freed.is_cached(1));
         assert!(freed.has_cached(0x40) && !freed.has_cached(0x30));
         assert_eq!(freed.at(4), u64::MAX);

@@ -74,6 +74,11 @@ pub trait Image {
     /// Bytes of a page.
     fn page_size(&self) -> u64;
 
+    /// Whether some of the memory may be swapped out.
+    fn may_be_swapped(&self) -> bool {
+        true
+    }
+
     /// Whether a page that is not in memory is known to be all zeros: true of private anonymous memory of a process, false
     /// of a core file.
     fn absent_is_zero(&self) -> bool {

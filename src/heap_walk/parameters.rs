@@ -6,8 +6,8 @@ use super::Image;
 use super::layout::ArenaLayout;
 use super::layout::Parameters;
 use super::layout::ParametersLayout;
+use super::locate::Stretch;
 use crate::event::MallocSettings;
-use crate::mapping::Mapping;
 
 /// `DEFAULT_TRIM_THRESHOLD`, `DEFAULT_TOP_PAD`, `DEFAULT_MMAP_THRESHOLD`: what the file has; tunables change the process.
 const DEFAULT_THRESHOLD: u64 = 128 << 10;
@@ -19,8 +19,12 @@ const DEFAULT_MMAP_MAX: u32 = 65_536;
 const THREAD_CACHE_BINS: u64 = 64;
 /// `mp_` lies so near `main_arena`.
 const NEAR: u64 = 64 << 10;
+/// So far before `main_arena` it was seen to lie in distributions' libraries from 2.23 to 2.43.
+const DISTANCES: [u64; 4] = [0x940, 0x920, 0x900, 0x9c0];
 /// Larger settings make no sense.
 const MOST: u64 = 1 << 56;
+/// Larger ones are addresses rather.
+const MOST_LIKELY: u64 = 1 << 44;
 
 /// What `mp_` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,22 +82,41 @@ impl Block {
 
     /// The layout that the numbers which programs hardly ever change fit.
     fn layout(&self, arena: ArenaLayout, version: Option<(u32, u32)>) -> Option<ParametersLayout> {
-        ParametersLayout::ALL.into_iter().find(|layout| {
-            let is_possible = match layout {
-                ParametersLayout::From243 => arena == ArenaLayout::From243,
-                ParametersLayout::From235 => arena == ArenaLayout::From227,
-                ParametersLayout::From226 => arena != ArenaLayout::From243,
-                ParametersLayout::From224 => {
-                    arena == ArenaLayout::UpTo226 && version != Some((2, 23))
-                }
-                ParametersLayout::UpTo223 => arena == ArenaLayout::UpTo226,
-            };
-            is_possible
-                && self.half(layout.mapped_count() + 4) == DEFAULT_MMAP_MAX
+        possible_layouts(arena, version).find(|layout| {
+            self.half(layout.mapped_count() + 4) == DEFAULT_MMAP_MAX
                 && layout
                     .thread_caches()
                     .is_none_or(|offset| self.word(offset) == THREAD_CACHE_BINS)
         })
+    }
+
+    /// Whether all that is counted twice agrees: what tells parameters from other words where a program has changed those by
+    /// which they are known.
+    fn agrees(&self, layout: ParametersLayout) -> bool {
+        let first = layout.mapped_count();
+        let (many, most_ever) = (self.half(first), self.half(first + 8));
+        let (bytes, most_bytes) = (
+            self.word(layout.mapped_bytes()),
+            self.word(layout.mapped_bytes() + 8),
+        );
+        // One bin for each 16 bytes from 24 on (malloc.c, `csize2tidx`).
+        let caches = layout.thread_caches().is_none_or(|offset| {
+            let (bins, bytes) = (self.word(offset), self.word(offset + 8));
+            (1..=THREAD_CACHE_BINS).contains(&bins)
+                && bytes < MOST
+                && bytes.div_ceil(16) + 1 >= bins
+        });
+        let are_sizes = [0, 8, 16].iter().all(|offset| {
+            let size = self.word(*offset);
+            size < MOST_LIKELY || size == u64::MAX
+        });
+        self.is_plausible(layout)
+            && are_sizes
+            && many <= most_ever
+            && bytes <= most_bytes
+            && (many == 0) == (bytes == 0)
+            && (most_ever == 0) == (most_bytes == 0)
+            && caches
     }
 
     /// Whether these may be the parameters of a process.
@@ -113,39 +136,78 @@ impl Block {
     }
 }
 
-/// Finds `mp_`: by its first values in the file of the mapping where `main_arena` is, or beside it in memory.
+/// The layouts that go with a layout of arenas, the newest first.
+fn possible_layouts(
+    arena: ArenaLayout,
+    version: Option<(u32, u32)>,
+) -> impl Iterator<Item = ParametersLayout> {
+    // A version before a release calls itself by the one before: 2.34.9000.
+    let is_of = move |first: u32, last: u32| {
+        version.is_none_or(|(major, minor)| {
+            major == 2 && (first.saturating_sub(1)..=last).contains(&minor)
+        })
+    };
+    ParametersLayout::ALL
+        .into_iter()
+        .filter(move |layout| match layout {
+            ParametersLayout::From243 => arena == ArenaLayout::From243,
+            ParametersLayout::From235 => arena == ArenaLayout::From227 && is_of(35, u32::MAX),
+            ParametersLayout::From226 => arena != ArenaLayout::From243 && is_of(26, 34),
+            ParametersLayout::From224 => arena == ArenaLayout::UpTo226 && is_of(25, 25),
+            ParametersLayout::UpTo223 => arena == ArenaLayout::UpTo226 && is_of(0, 23),
+        })
+}
+
+/// Finds `mp_`: by its first values in the file of the memory where `main_arena` is, or beside it in memory.
 pub(super) fn find(
     image: &dyn Image,
-    mapping: &Mapping,
+    stretch: &Stretch<'_>,
     main_arena: u64,
     arena: ArenaLayout,
     version: Option<(u32, u32)>,
 ) -> Option<Parameters> {
-    in_file(image, mapping, main_arena, arena, version)
-        .or_else(|| in_memory(image, mapping, main_arena, arena, version))
-        .filter(|parameters| {
-            Block::read(image, parameters.address)
-                .is_some_and(|block| block.is_plausible(parameters.layout))
-        })
+    let is_plausible = |parameters: &Parameters| {
+        Block::read(image, parameters.address)
+            .is_some_and(|block| block.is_plausible(parameters.layout))
+    };
+    let mut found = in_file(image, stretch, main_arena, arena, version)
+        .filter(is_plausible)
+        .or_else(|| in_memory(image, stretch, main_arena, arena, version))
+        .or_else(|| at_known_distance(image, main_arena, arena, version))?;
+    // Both begin alike. `max_total_mem`, where the newer one has `sbrk_base`, was never counted.
+    if found.layout == ParametersLayout::From224 && version.is_none() {
+        let block = Block::read(image, found.address)?;
+        let (newer, older) = (
+            block.word(ParametersLayout::From224.break_base()),
+            block.word(ParametersLayout::UpTo223.break_base()),
+        );
+        if newer == 0 && older != 0 {
+            found.layout = ParametersLayout::UpTo223;
+        }
+    }
+    Some(found)
 }
 
-fn near(mapping: &Mapping, main_arena: u64) -> (u64, u64) {
-    let start = main_arena.saturating_sub(NEAR).max(mapping.start.0);
-    let end = main_arena.saturating_add(NEAR).min(mapping.end.0);
+fn near(stretch: &Stretch<'_>, main_arena: u64) -> (u64, u64) {
+    let start = main_arena.saturating_sub(NEAR).max(stretch.start);
+    let end = main_arena.saturating_add(NEAR).min(stretch.end);
     (start.next_multiple_of(8), end)
 }
 
 fn in_file(
     image: &dyn Image,
-    mapping: &Mapping,
+    stretch: &Stretch<'_>,
     main_arena: u64,
     arena: ArenaLayout,
     version: Option<(u32, u32)>,
 ) -> Option<Parameters> {
-    let file = image.file(mapping)?;
-    let (start, end) = near(mapping, main_arena);
+    let file = image.file(stretch.mapping)?;
+    let (start, end) = near(stretch, main_arena);
     let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
-    let offset = mapping.offset.checked_add(start - mapping.start.0)?;
+    let offset = stretch
+        .mapping
+        .offset
+        .checked_add(start.checked_sub(stretch.start)?)?;
     let length = file.read_at(&mut bytes, offset).ok()?;
     blocks(&bytes[..length], start).find_map(|(address, block)| {
         let layout = block.initial_layout(arena, version)?;
@@ -155,18 +217,34 @@ fn in_file(
 
 fn in_memory(
     image: &dyn Image,
-    mapping: &Mapping,
+    stretch: &Stretch<'_>,
     main_arena: u64,
     arena: ArenaLayout,
     version: Option<(u32, u32)>,
 ) -> Option<Parameters> {
-    let (start, end) = near(mapping, main_arena);
+    let (start, end) = near(stretch, main_arena);
     let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
     let length = image.read(start, &mut bytes);
     let mut found = blocks(&bytes[..length], start).filter_map(|(address, block)| {
         let layout = block.layout(arena, version)?;
         let fits = block.is_plausible(layout) && block.word(24) == DEFAULT_ARENA_TEST;
         fits.then_some(Parameters { address, layout })
+    });
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
+}
+
+fn at_known_distance(
+    image: &dyn Image,
+    main_arena: u64,
+    arena: ArenaLayout,
+    version: Option<(u32, u32)>,
+) -> Option<Parameters> {
+    let mut found = DISTANCES.into_iter().filter_map(|distance| {
+        let address = main_arena.checked_sub(distance)?;
+        let block = Block::read(image, address)?;
+        let layout = possible_layouts(arena, version).find(|layout| block.agrees(*layout))?;
+        Some(Parameters { address, layout })
     });
     let first = found.next()?;
     found.next().is_none().then_some(first)

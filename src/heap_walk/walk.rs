@@ -132,7 +132,8 @@ impl Window<'_> {
         };
         let wanted = usize::try_from(limit.saturating_sub(address))
             .unwrap_or(BUFFER)
-            .min(self.appetite);
+            .min(self.appetite)
+            .min(self.bytes.len());
         self.start = address;
         self.length = self.image.read(address, &mut self.bytes[..wanted]);
         self.read_bytes += self.length as u64;

@@ -10,6 +10,8 @@ use super::check::Class;
 use super::growth::GrowthLog;
 use super::growth::Held;
 use super::growth::Owner;
+use super::heap;
+use super::heap::Heap;
 use super::layout;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
@@ -43,7 +45,6 @@ use crate::event::SpaceId;
 use crate::report::AnonymousReport;
 use crate::report::Checks;
 use crate::report::Difference;
-use crate::report::HeapMoment;
 use crate::report::LayoutSegment;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
@@ -161,7 +162,7 @@ pub(super) struct AddressSpace {
     /// Set once something of the bundled allocator was heard.
     allocator: Option<Box<Allocator>>,
     /// The program's own heap as last looked through from outside.
-    heap: Option<Box<HeapMoment>>,
+    heap: Option<Box<Heap>>,
     latest_call: Option<LatestCall>,
 }
 
@@ -820,10 +821,11 @@ impl AddressSpace {
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
             EventKind::HeapExamined(examination) => {
-                self.heap = Some(Box::new(HeapMoment {
-                    time_ns: event.time,
-                    examination: (**examination).clone(),
-                }));
+                match &mut self.heap {
+                    Some(heap) => heap.examined(event.time, examination),
+                    None => self.heap = Some(Box::new(Heap::new(event.time, examination))),
+                }
+                self.note_all(event.time, None, heap::held(examination));
             }
             EventKind::BlockSampled(block) => self.allocator().samples.sampled(*block, stack),
             EventKind::SampleFreed { address } => self.allocator().samples.freed(*address, stack),
@@ -845,7 +847,10 @@ impl AddressSpace {
         let Some(latest) = self.latest_call.take_if(|latest| latest.tid == tid) else {
             return;
         };
-        let figures = allocator::step_figures(&reading.counters.0);
+        let Some(counters) = reading.counters.all() else {
+            return;
+        };
+        let figures = allocator::step_figures(counters);
         if let Some(detail) = &mut self.detail {
             if let Some(number) = latest.break_step {
                 detail.break_steps.add_figures(number, figures);
@@ -1055,11 +1060,12 @@ impl AddressSpace {
             checks: self.checks.clone(),
             allocator: match &self.allocator {
                 Some(allocator) => Some(allocator.report(choice)),
-                None => allocator::unheard(choice),
+                None => allocator::unheard(choice)
+                    .or_else(|| self.heap.as_ref().and_then(|heap| heap.allocator())),
             },
             growth: self.growth_report(),
             call_paths: Vec::new(),
-            heap: self.heap.as_deref().cloned(),
+            heap: self.heap.as_ref().map(|heap| heap.last().clone()),
         }
     }
 

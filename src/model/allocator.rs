@@ -22,6 +22,7 @@ use crate::report::AllocatorReport;
 use crate::report::FoundHeapError;
 use crate::report::HeapErrorCount;
 use crate::report::HeapErrors;
+use crate::report::InUseMeasure;
 use crate::report::StepFigures;
 use crate::stats_page::Counters;
 use crate::units::Address;
@@ -183,7 +184,7 @@ impl Taken {
             time_ns: self.time,
             moment: self.moment,
             still: self.still,
-            figures: AllocatorFigures(self.counters),
+            figures: AllocatorFigures::complete(self.counters),
         }
     }
 }
@@ -201,7 +202,7 @@ enum Baseline {
 }
 
 /// The sizes that a reading adds to the timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct HeldBytes {
     pub(super) in_use: u64,
     pub(super) obtained: u64,
@@ -309,7 +310,10 @@ impl Allocator {
 
     /// Takes a reading, checks it where that is possible, and returns the sizes for the timeline.
     pub(super) fn read(&mut self, time: Timestamp, reading: &AllocatorReading) -> HeldBytes {
-        let counters = reading.counters.0;
+        let Some(counters) = reading.counters.all().copied() else {
+            // Only the bundled allocator is read in this way, and it knows all.
+            return HeldBytes::default();
+        };
         let taken = Taken {
             time,
             moment: reading.moment,
@@ -444,6 +448,7 @@ impl Allocator {
     pub(super) fn report(&self, choice: &AllocatorChoice) -> AllocatorReport {
         AllocatorReport {
             samples: self.samples.report(),
+            in_use_is: InUseMeasure::Requested,
             name: match (choice, &self.setup) {
                 (AllocatorChoice::Library(path), None) => path.clone(),
                 _ => BUNDLED.to_owned(),

@@ -9,6 +9,7 @@ mod allocator;
 mod calls;
 mod check;
 mod growth;
+mod heap;
 mod layout;
 mod notices;
 mod process;

@@ -4,6 +4,7 @@
 //! however many moves there were. Where the size went up *and* down within one column, the part between the extremes
 //! is shaded instead of filled.
 
+use crate::report::InUseMeasure;
 use crate::report::SpaceReport;
 use crate::report::TimelinePoint;
 use crate::stats_page::Counters;
@@ -202,8 +203,14 @@ fn held_spans(
     if points.is_empty() {
         return None;
     }
-    let at_start = space.allocator.as_ref()?.at_start.as_ref();
-    let initial = at_start.map_or(0, |start| of(&start.figures.0));
+    let at_start = space
+        .allocator
+        .as_ref()
+        // Seen from outside a heap has few points, and none at its beginning.
+        .filter(|allocator| allocator.in_use_is == InUseMeasure::Requested)?
+        .at_start
+        .as_ref();
+    let initial = at_start.and_then(|start| start.figures.all()).map_or(0, of);
     Some(spans(points.into_iter(), initial, period, width))
 }
 

@@ -23,9 +23,13 @@ use crate::units::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AllocatorReport {
-    /// `bundled`, or the file of the library that was preloaded instead; such a library tells nothing of itself, and
-    /// all else here is `null` or empty.
+    /// `bundled`; or `glibc 2.36` for the program's own malloc, looked through from outside at snapshots and at the end; or
+    /// the file of the library that was preloaded instead: such a library tells nothing of itself, and all else here is
+    /// `null` or empty.
     pub name: String,
+    /// What `in_use_bytes` and what follows from it count.
+    #[serde(default)]
+    pub in_use_is: InUseMeasure,
     /// How the bundled allocator is set up; `null` where it was not found.
     pub setup: Option<AllocatorSetup>,
     /// Why there are no figures; `null` where there are some, or where nothing told.
@@ -51,6 +55,19 @@ pub struct AllocatorReport {
     pub checks: AllocatorChecks,
     /// What the figures say about malloc; `null` without figures.
     pub claims: Option<AllocatorClaims>,
+}
+
+/// What counts as in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum InUseMeasure {
+    /// What was asked for.
+    #[default]
+    Requested,
+    /// What the blocks hold, as malloc_usable_size(3) tells: what was asked for, rounded up. Seen from outside, nothing
+    /// tells what was asked for.
+    Usable,
 }
 
 /// The allocator's figures at one moment.

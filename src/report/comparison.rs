@@ -150,7 +150,7 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         "most bytes that the program had asked for and not freed",
         |report| {
             let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
-            Some(last.figures.0.in_use_peak_bytes)
+            last.figures.get("in_use_peak_bytes")
         },
     ),
     (
@@ -160,7 +160,7 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         "most bytes that the bundled allocator had from the kernel",
         |report| {
             let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
-            Some(last.figures.0.obtained_peak_bytes)
+            last.figures.get("obtained_peak_bytes")
         },
     ),
     (
@@ -170,7 +170,7 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         "of these, neither in use nor free, at the reading with the most",
         |report| {
             let largest = report.main()?.allocator.as_ref()?.largest.as_ref()?;
-            Some(largest.figures.0.overhead_bytes)
+            largest.figures.get("overhead_bytes")
         },
     ),
     (

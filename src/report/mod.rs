@@ -24,6 +24,7 @@ pub use allocator::AllocatorReport;
 pub use allocator::FoundHeapError;
 pub use allocator::HeapErrorCount;
 pub use allocator::HeapErrors;
+pub use allocator::InUseMeasure;
 pub use allocator::StepAllocator;
 pub use allocator::StepFigures;
 pub use comparison::COMPARISON_SCHEMA_NAME;
@@ -232,8 +233,7 @@ pub struct SpaceReport {
     pub layout: Vec<LayoutSegment>,
     /// How the model compared with `/proc`.
     pub checks: Checks,
-    /// The bundled allocator's own account, or another preloaded library's name; `null` when the program uses its own
-    /// malloc.
+    /// The bundled allocator's own account, or what was seen of the heap of the program's own malloc; `null` when nothing was.
     #[serde(default)]
     pub allocator: Option<AllocatorReport>,
     /// The heap of the program's own malloc as last looked through from outside; `null` when that was not done.

@@ -133,16 +133,26 @@ pub(super) fn processes(pids: &[u32]) -> Result<Vec<u32>, AttachError> {
 }
 
 /// Refuses at once what can never be attached to; otherwise returns the process that `pid` is a thread of.
-fn examine(pid: u32) -> Result<u32, AttachError> {
+pub(super) fn examine(pid: u32) -> Result<u32, AttachError> {
     let status = proc::status(pid).ok_or(AttachError::NoSuchProcess(pid))?;
-    let process = status.tgid.cast_unsigned();
-    if process == std::process::id() {
+    if status.tgid.cast_unsigned() == std::process::id() {
         return Err(AttachError::Ourselves(pid));
     }
     let our_tracer = proc::status(std::process::id()).map(|own| own.tracerpid);
     if our_tracer == Some(status.tgid) {
         return Err(AttachError::OurTracer(pid));
     }
+    let process = living_process(pid)?;
+    if status.tracerpid != 0 {
+        return Err(already_traced(pid, status.tracerpid.cast_unsigned()));
+    }
+    Ok(process)
+}
+
+/// The process that `pid` is a thread of, which has memory to look at.
+pub(super) fn living_process(pid: u32) -> Result<u32, AttachError> {
+    let status = proc::status(pid).ok_or(AttachError::NoSuchProcess(pid))?;
+    let process = status.tgid.cast_unsigned();
     // PF_KTHREAD, include/linux/sched.h.
     if proc::stat(process).is_some_and(|stat| stat.flags & 0x0020_0000 != 0) {
         return Err(AttachError::KernelThread(pid));
@@ -150,9 +160,6 @@ fn examine(pid: u32) -> Result<u32, AttachError> {
     let threads = proc::threads(process).unwrap_or_default();
     if threads.iter().all(|tid| is_dead(*tid)) {
         return Err(AttachError::Zombie(pid));
-    }
-    if status.tracerpid != 0 {
-        return Err(already_traced(pid, status.tracerpid.cast_unsigned()));
     }
     Ok(process)
 }

@@ -29,12 +29,14 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
     let pid = *attach::processes(&[pid])?
         .first()
         .ok_or(AttachError::NoSuchProcess(pid))?;
-    let gone = |_| AttachError::NoSuchProcess(pid);
     let mut problems = Vec::new();
-    let located = heap_walk::locate(&LiveImage::open(pid).map_err(gone)?);
+    let mut image = LiveImage::of_process(pid)?;
+    let located = heap_walk::locate(&image);
     let stop = ShortStop::begin(pid)?;
     // Mappings may have come since.
-    let image = LiveImage::open(pid).map_err(gone)?;
+    if !image.refresh() {
+        return Err(AttachError::NoSuchProcess(pid));
+    }
     if stop.missed() > 0 {
         problems.push(format!(
             "{} threads sleep in the kernel and could not be stopped; what waits in their caches counts as in use",
@@ -47,11 +49,11 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
         .filter_map(|located| heap_walk::stand(&image, located, Some(&pointers)))
         .collect();
     let (heaps, stopped) = if exact {
-        let heaps = walk(&image, &standing, true);
+        let heaps = walk(&image, standing, true);
         (heaps, stop.release())
     } else {
         let stopped = stop.release();
-        (walk(&image, &standing, false), stopped)
+        (walk(&image, standing, false), stopped)
     };
     let look = Look {
         moment: ReadingMoment::Snapshot,
@@ -98,10 +100,10 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn walk(image: &LiveImage, standing: &[Standing], is_still: bool) -> Vec<GlibcHeap> {
+fn walk(image: &LiveImage, standing: Vec<Standing>, is_still: bool) -> Vec<GlibcHeap> {
     standing
-        .iter()
-        .map(|standing| heap_walk::examine(image, standing, is_still).0)
+        .into_iter()
+        .map(|standing| heap_walk::examine(image, standing, is_still))
         .collect()
 }
 
@@ -116,7 +118,7 @@ pub(super) struct HalfExamined {
 impl HalfExamined {
     /// Reads the rest; `None` when there is nothing to tell. `is_still` says whether the program stands still.
     pub(super) fn complete(self, moment: ReadingMoment, is_still: bool) -> Option<EventKind> {
-        let heaps = walk(&self.image, &self.standing, is_still);
+        let heaps = walk(&self.image, self.standing, is_still);
         let look = Look {
             moment,
             still: is_still,

@@ -53,11 +53,14 @@ use nix::errno::Errno;
 pub use self::attach::AttachError;
 pub use self::examine::examine_process;
 pub use self::executable::NotPreloadable;
+pub use self::heap_source::LiveImage;
 pub use self::launch::Launch;
 pub use self::launch_error::LaunchError;
 pub use self::library::Allocator;
 pub use self::library::FolderProblem;
 pub use self::library::LibraryError;
+pub use self::short_stop::ShortStop;
+pub use self::short_stop::ThreadAt;
 
 use self::latency::LatencyHold;
 use self::library::Library;

@@ -327,7 +327,7 @@ impl Modules {
 }
 
 /// Opens the file behind a mapping: the very one, whatever has become of its name.
-fn open_mapped(tid: u32, mapping: &Mapping, path: &str) -> Option<(File, FileIdentity)> {
+pub(super) fn open_mapped(tid: u32, mapping: &Mapping, path: &str) -> Option<(File, FileIdentity)> {
     // Needs CAP_CHECKPOINT_RESTORE (proc(5)).
     let by_range = format!(
         "/proc/{tid}/map_files/{:x}-{:x}",

@@ -99,7 +99,7 @@ impl Figures {
         AllocatorReading {
             moment,
             still,
-            counters: AllocatorFigures(self.counters),
+            counters: AllocatorFigures::complete(self.counters),
             classes,
         }
     }

@@ -73,6 +73,30 @@ fn wait(which: libc::pid_t, flags: c_int) -> Result<Option<(u32, RawStatus)>, Er
     }
 }
 
+/// Looks whether a tracee has stopped or ended, and leaves that to be told again: so that, should we die before we let go
+/// of it, the kernel still knows the signal that it was to receive (kernel/exit.c, `wait_task_stopped`). `None` when it
+/// has done neither.
+pub(super) fn look_at(tid: u32) -> Result<Option<RawStatus>, Errno> {
+    // SAFETY: all-zero bytes are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: `info` is a valid place for what is told.
+    let result = unsafe { libc::waitid(libc::P_PID, tid, &raw mut info, flags) };
+    Errno::result(result)?;
+    // SAFETY: waitid fills these fields, or leaves them zero when there is nothing to tell.
+    let (who, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if who == 0 {
+        return Ok(None);
+    }
+    Ok(Some(RawStatus(match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_KILLED => status & 0x7f,
+        libc::CLD_DUMPED => (status & 0x7f) | 0x80,
+        // As waitpid lays out a stop; with a ptrace event above the signal.
+        _ => (status << 8) | 0x7f,
+    })))
+}
+
 /// Makes a ptrace request whose address and data are plain numbers.
 fn request(request: libc::c_uint, tid: u32, data: usize) -> Result<(), Errno> {
     // SAFETY: the requests made through this function take numbers, not pointers to our memory.
@@ -286,6 +310,36 @@ pub(super) fn thread_pointer(tid: u32) -> Option<u64> {
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn thread_pointer(_tid: u32) -> Option<u64> {
     None
+}
+
+/// Relative to what a stopped tracee has its thread's own variables (`__thread`, TLS): `fs_base`. `None` for one that was
+/// killed.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn thread_register(tid: u32) -> Option<u64> {
+    thread_pointer(tid)
+}
+
+/// Relative to what a stopped tracee has its thread's own variables (`__thread`, TLS): `tpidr_el0`. `None` for one that
+/// was killed.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn thread_register(tid: u32) -> Option<u64> {
+    // linux/elf.h: a set of one word, two where there is SME.
+    const NT_ARM_TLS: usize = 0x401;
+    let mut word = 0_u64;
+    let mut place = libc::iovec {
+        iov_base: (&raw mut word).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: the kernel writes at most `iov_len` bytes to `iov_base`, and how many these were into `place`.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETREGSET,
+            tid_as_pid(tid),
+            std::ptr::without_provenance_mut::<c_void>(NT_ARM_TLS),
+            &raw mut place,
+        )
+    };
+    (signed(result).is_ok() && place.iov_len == size_of::<u64>()).then_some(word)
 }
 
 /// Number and arguments of the call that a tracee at its exit stop has made, where the registers still hold them.

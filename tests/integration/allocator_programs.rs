@@ -122,7 +122,7 @@ fn expect_accounts(report: &Report, program: &str) {
         told += usize::from(is_program(&space.program, program));
         expect_agreement(&space.program, allocator);
         if last.still {
-            let figures = &last.figures.0;
+            let figures = last.figures.all().unwrap();
             assert!(figures.adds_up(), "`{}`: {figures:#?}", space.program);
         }
         assert_eq!(

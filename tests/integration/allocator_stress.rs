@@ -163,7 +163,7 @@ fn after_load_the_figures_add_up_to_the_byte() {
             let report = &traced.report.address_spaces[0];
             let allocator = report.allocator.as_ref().expect("an allocator's account");
             let last = allocator.last.as_ref().expect("figures");
-            let figures = &last.figures.0;
+            let figures = last.figures.all().unwrap();
             assert!(last.still, "read while the program ran: {last:?}");
             assert!(figures.adds_up(), "{options:?} {threads}: {figures:?}");
             assert_eq!(allocator.checks.sums_differing, 0, "{:?}", allocator.checks);

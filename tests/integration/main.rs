@@ -29,6 +29,7 @@ mod python_stacks;
 mod recording;
 mod samples;
 mod schema;
+mod short_stop;
 mod stacks;
 mod support;
 mod symbol_files;

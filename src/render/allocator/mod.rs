@@ -16,12 +16,12 @@ use std::cmp::Reverse;
 
 use crate::event::AbsenceReason;
 use crate::event::AllocatorCause;
-use crate::event::AllocatorFigures;
 use crate::event::ClassReading;
 use crate::event::HeapWalk;
 use crate::event::ReadingMoment;
 use crate::report::AllocatorClaims;
 use crate::report::AllocatorReport;
+use crate::report::InUseMeasure;
 use crate::report::Report;
 use crate::report::SpaceReport;
 use crate::report::Step;
@@ -58,7 +58,7 @@ impl Paragraph {
 /// The figures as last read; `None` if there are none, or if nobody uses that allocator, for which a reason is known.
 pub(super) fn last(space: &SpaceReport) -> Option<&Counters> {
     let allocator = space.allocator.as_ref()?;
-    let AllocatorFigures(counters) = &allocator.last.as_ref()?.figures;
+    let counters = allocator.last.as_ref()?.figures.all()?;
     let is_unused = allocator.absence.is_some() && counters.allocated_blocks == 0;
     (!is_unused).then_some(counters)
 }
@@ -66,7 +66,11 @@ pub(super) fn last(space: &SpaceReport) -> Option<&Counters> {
 /// What there is to say instead of figures, or of why they are not the whole story; `None` where there is nothing to
 /// explain.
 pub(super) fn instead_of_figures(space: &SpaceReport) -> Option<Paragraph> {
-    let allocator = space.allocator.as_ref()?;
+    let allocator = space
+        .allocator
+        .as_ref()
+        // What was seen of the program's own malloc has a part of its own.
+        .filter(|allocator| allocator.in_use_is == InUseMeasure::Requested)?;
     let has_figures = last(space).is_some();
     let text = match &allocator.absence {
         Some(absence) if has_figures => absence.message.clone(),
@@ -453,7 +457,7 @@ fn not_freed_by_classes(
     if last.moment == ReadingMoment::Call {
         return None;
     }
-    let AllocatorFigures(counters) = &last.figures;
+    let counters = last.figures.all()?;
     if counters.live_blocks == 0 {
         return Some("nothing: every block was freed".to_owned());
     }
@@ -577,8 +581,9 @@ pub(super) fn details(space: &SpaceReport) -> Vec<Table> {
         return Vec::new();
     };
     let mut tables = Vec::new();
-    if let Some(largest) = &allocator.largest {
-        let AllocatorFigures(counters) = &largest.figures;
+    if let Some(largest) = &allocator.largest
+        && let Some(counters) = largest.figures.all()
+    {
         let mut table = Table::new(vec![
             Column::words("most seen").space(0),
             Column::number("at"),

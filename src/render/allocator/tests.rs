@@ -120,7 +120,7 @@ fn account(counters: Counters) -> AllocatorReport {
         time_ns: Timestamp(1_239_000_000),
         moment: ReadingMoment::End,
         still: true,
-        figures: AllocatorFigures(counters),
+        figures: AllocatorFigures::complete(counters),
     };
     AllocatorReport {
         samples: None,
@@ -166,6 +166,7 @@ fn account(counters: Counters) -> AllocatorReport {
 
 fn unheard(name: &str) -> AllocatorReport {
     AllocatorReport {
+        in_use_is: crate::report::InUseMeasure::Requested,
         samples: None,
         name: name.into(),
         setup: None,
@@ -537,7 +538,10 @@ fn an_allocator_that_is_loaded_and_not_used_shows_why_and_no_figures() {
     assert_says(&report, "allocator the program brings its own malloc");
     assert_says(&report, "obtained 65.8 MiB");
     change(&mut report, |allocator| {
-        allocator.last.as_mut().unwrap().figures.0.allocated_blocks = 0;
+        let last = allocator.last.as_mut().unwrap();
+        let mut counters = *last.figures.all().unwrap();
+        counters.allocated_blocks = 0;
+        last.figures = AllocatorFigures::complete(counters);
     });
     assert_says(
         &report,
@@ -638,9 +642,11 @@ fn oddities_are_named_only_when_they_happened() {
     assert!(!flat(&bundled()).contains("oddities"));
     let mut report = bundled();
     change(&mut report, |allocator| {
-        let counters = &mut allocator.last.as_mut().unwrap().figures.0;
+        let last = allocator.last.as_mut().unwrap();
+        let mut counters = *last.figures.all().unwrap();
         counters.foreign_break_moves = 2;
         counters.failed_requests = 1;
+        last.figures = AllocatorFigures::complete(counters);
     });
     assert_says(
         &report,
@@ -667,7 +673,7 @@ fn zeros_and_largest_numbers_do_not_panic() {
         let mut report = heap_errors();
         change(&mut report, |allocator| {
             let all = Counters::from_values(Counters::default().values().map(|_| value));
-            allocator.last.as_mut().unwrap().figures = AllocatorFigures(all);
+            allocator.last.as_mut().unwrap().figures = AllocatorFigures::complete(all);
             allocator.heap_errors.total = value;
             for found in &mut allocator.heap_errors.kept {
                 found.error.size_bytes = Some(value);

@@ -532,8 +532,9 @@ fn allocator_figure(spaces: &[&SpaceReport], index: usize, info: &CounterInfo) -
             .allocator
             .as_ref()
             .and_then(|allocator| allocator.last.as_ref());
-        if let Some(moment) = last {
-            family.push(labels(space), moment.figures.0.values()[index]);
+        let value = last.and_then(|moment| moment.figures.values().nth(index)?);
+        if let Some(value) = value {
+            family.push(labels(space), value);
         }
     }
     family

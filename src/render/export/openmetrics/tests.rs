@@ -250,7 +250,7 @@ fn the_allocator_s_figures_bear_their_names() {
         kind: HeapErrorKind::DoubleFree,
         errors: 3,
     }];
-    let figures = allocator.last.clone().unwrap().figures.0;
+    let figures = *allocator.last.clone().unwrap().figures.all().unwrap();
     for read in both(&report) {
         for (info, value) in COUNTERS.iter().zip(figures.values()) {
             let name = format!("breaktrace_allocator_{}", info.name);
