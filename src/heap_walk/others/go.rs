@@ -11,9 +11,8 @@ const MAGIC: &[u8] = b"\xff Go buildinf:";
 const ALIGNMENT: usize = 16;
 /// Type and name of the note.
 const NOTE: &[u8] = b"\x04\0\0\0Go\0\0";
-/// Bytes of data that are searched for it; it stands first in the data.
-const MOST_BYTES: u64 = 1 << 20;
-const PIECE: usize = 64 << 10;
+/// Bytes of each stretch of data that are searched for it, as Go's own tools do: it stands first in the data.
+const BEGINNING: usize = 64 << 10;
 /// Bytes of one version.
 const MOST_VERSION: usize = 64;
 
@@ -34,11 +33,11 @@ pub(super) fn built(image: &dyn Image, object: &Object<'_>, thorough: bool) -> O
     match (build_information(image, object), noted) {
         (Some(version), _) => Some(Built {
             version,
-            evidence: "its build information says so",
+            evidence: "has Go's build information",
         }),
         (None, true) => Some(Built {
             version: None,
-            evidence: "a note with the build number of Go's linker",
+            evidence: "has the note of Go's linker",
         }),
         (None, false) => None,
     }
@@ -63,34 +62,25 @@ fn has_note(image: &dyn Image, object: &Object<'_>) -> bool {
 
 /// The version that the build information tells, if there is such; `None` inside when it cannot be read.
 fn build_information(image: &dyn Image, object: &Object<'_>) -> Option<Option<String>> {
-    let mut left = MOST_BYTES;
-    let mut bytes = vec![0; PIECE + ALIGNMENT * 8];
+    let mut bytes = vec![0; BEGINNING];
     // The data comes behind constants and code; part of it may have been made read-only after relocation.
     let data = object
         .mappings
         .iter()
         .filter(|mapping| mapping.permissions.read && !mapping.permissions.execute)
-        .filter(|mapping| mapping.permissions.write || mapping.bytes() <= PIECE as u64);
+        .filter(|mapping| mapping.permissions.write || mapping.bytes() <= BEGINNING as u64);
     for mapping in data {
-        let mut start = mapping.start.0;
-        while start < mapping.end.0 && left > 0 {
-            let wanted = usize::try_from(mapping.end.0 - start)
-                .unwrap_or(bytes.len())
-                .min(bytes.len());
-            let length = image.read(start, bytes.get_mut(..wanted)?);
-            let piece = bytes.get(..length)?;
-            let found = piece
-                .chunks(ALIGNMENT)
-                .position(|chunk| chunk.starts_with(MAGIC));
-            if let Some(at) = found {
-                let place = start.wrapping_add((at * ALIGNMENT) as u64);
-                return Some(version_at(image, place));
-            }
-            left = left.saturating_sub(length as u64);
-            if length < PIECE {
-                break;
-            }
-            start = start.saturating_add(PIECE as u64);
+        let wanted = usize::try_from(mapping.bytes())
+            .unwrap_or(BEGINNING)
+            .min(BEGINNING);
+        let length = image.read(mapping.start.0, bytes.get_mut(..wanted)?);
+        let found = bytes
+            .get(..length)?
+            .chunks(ALIGNMENT)
+            .position(|chunk| chunk.starts_with(MAGIC));
+        if let Some(at) = found {
+            let within = (at * ALIGNMENT) as u64;
+            return Some(version_at(image, mapping.start.0.wrapping_add(within)));
         }
     }
     None

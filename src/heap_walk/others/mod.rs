@@ -219,6 +219,11 @@ impl Account<'_> {
 
     fn malloc(&mut self, object: &Object<'_>, facts: &Facts, find: &Find) {
         let serves = facts.exports_malloc || self.objects.interpreter.is_none();
+        let order = if facts.exports_malloc {
+            format!(", and malloc{}", self.order(object))
+        } else {
+            String::new()
+        };
         let role = if find.known.passes_on && serves {
             AllocatorRole::Beside
         } else if serves && self.in_charge.is_none() && !find.is_beside {
@@ -226,11 +231,6 @@ impl Account<'_> {
             AllocatorRole::InCharge
         } else {
             AllocatorRole::Unknown
-        };
-        let order = if facts.exports_malloc {
-            format!(" and malloc{}", self.order(object))
-        } else {
-            String::new()
         };
         let evidence = format!("{} {}{order}", object.file_name(), find.evidence);
         let extent = if facts.library == Some(CLibrary::Musl) {

@@ -32,29 +32,40 @@ pub(super) fn context(image: &dyn Image, object: &Object<'_>, limit: u64) -> Opt
         .iter()
         .filter(|mapping| mapping.permissions.read && mapping.permissions.write);
     for mapping in writable {
-        let mut start = mapping.start.0;
-        while start < mapping.end.0 && left > 0 {
-            let wanted = usize::try_from((mapping.end.0 - start).min(left))
-                .unwrap_or(PIECE)
-                .min(PIECE);
-            let length = image.read(start, bytes.get_mut(..wanted)?);
-            let (words, _) = bytes.get(..length)?.as_chunks::<8>();
-            let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-            if let Some(context) = words
-                .windows(10)
-                .find_map(|words| context_at(image, words))
-            {
-                return Some(context);
+        // What was never touched is all zeros, and is not to be touched now.
+        let (start, end) = (mapping.start.0, mapping.end.0);
+        let end = end.min(start.saturating_add(limit));
+        let touched = match image.residency(start, end) {
+            Some(residency) => residency.resident,
+            None => vec![(start, end)],
+        };
+        for (mut start, end) in touched {
+            while start < end && left > 0 {
+                let wanted = usize::try_from((end - start).min(left))
+                    .unwrap_or(PIECE)
+                    .min(PIECE);
+                let length = image.read(start, bytes.get_mut(..wanted)?);
+                if let Some(context) = context_among(image, bytes.get(..length)?) {
+                    return Some(context);
+                }
+                left = left.saturating_sub(length as u64);
+                let step = (length as u64).saturating_sub(OVERLAP);
+                if start.saturating_add(length as u64) >= end || step == 0 {
+                    break;
+                }
+                start = start.saturating_add(step);
             }
-            left = left.saturating_sub(length as u64);
-            let step = (length as u64).saturating_sub(OVERLAP);
-            if start.saturating_add(length as u64) >= mapping.end.0 || step == 0 {
-                break;
-            }
-            start = start.saturating_add(step);
         }
     }
     None
+}
+
+fn context_among(image: &dyn Image, bytes: &[u8]) -> Option<Context> {
+    let (words, _) = bytes.as_chunks::<8>();
+    let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    words
+        .windows(10)
+        .find_map(|words| context_at(image, words))
 }
 
 /// Whether these words are the beginning of `struct malloc_context`: secret, page size where that is no constant,

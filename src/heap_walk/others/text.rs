@@ -1,5 +1,8 @@
 //! What files say of themselves in their constants: versions, and texts that only one allocator has.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use super::objects::Object;
 use crate::heap_walk::Image;
 use crate::mapping::Mapping;
@@ -70,6 +73,7 @@ pub(super) fn search_constants(
     let mut bytes = vec![0; PIECE];
     for mapping in constants.into_iter().chain(others) {
         let mut start = mapping.start.0;
+        let file = image.file(mapping);
         while start < mapping.end.0 && left > 0 {
             let length = usize::try_from((mapping.end.0 - start).min(left))
                 .unwrap_or(PIECE)
@@ -77,7 +81,7 @@ pub(super) fn search_constants(
             let Some(piece) = bytes.get_mut(..length) else {
                 return;
             };
-            let length = image.read(start, piece);
+            let length = read(image, file.as_ref(), mapping, start, piece);
             if wanted.search(piece.get(..length).unwrap_or_default(), &mut see) {
                 return;
             }
@@ -89,6 +93,22 @@ pub(super) fn search_constants(
             }
             start = start.saturating_add(step);
         }
+    }
+}
+
+/// Reads constants: of the file rather than of the program's memory, where reading would bring pages in that the program
+/// has never touched.
+fn read(
+    image: &dyn Image,
+    file: Option<&File>,
+    mapping: &Mapping,
+    start: u64,
+    bytes: &mut [u8],
+) -> usize {
+    let within = start.wrapping_sub(mapping.start.0);
+    match file.zip(mapping.offset.checked_add(within)) {
+        Some((file, offset)) => file.read_at(bytes, offset).unwrap_or(0),
+        None => image.read(start, bytes),
     }
 }
 
