@@ -268,10 +268,7 @@ impl Symbols {
         if short(&entry, 6)? == 0 {
             return None;
         }
-        let place = self
-            .dynamic
-            .names
-            .wrapping_add(u64::from(half(&entry, 0)?));
+        let place = self.dynamic.names.wrapping_add(u64::from(half(&entry, 0)?));
         let mut text = [0; 96];
         let text = text.get_mut(..=name.len())?;
         let is_it = image.read(place, text) == text.len()

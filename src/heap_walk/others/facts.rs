@@ -152,12 +152,18 @@ fn by_text(site: &Site<'_>, depth: Depth, is_program: bool) -> Option<Find> {
         .collect();
     let mut seen = vec![false; candidates.len()];
     let wanted = Wanted::new(candidates.iter().map(|(_, text)| text.as_slice()));
-    search_constants(site.image, site.object, site.limit, &wanted, |index, _, _| {
-        if let Some(seen) = seen.get_mut(index) {
-            *seen = true;
-        }
-        false
-    });
+    search_constants(
+        site.image,
+        site.object,
+        site.limit,
+        &wanted,
+        |index, _, _| {
+            if let Some(seen) = seen.get_mut(index) {
+                *seen = true;
+            }
+            false
+        },
+    );
     let mut seen = seen.into_iter();
     candidates.retain(|_| seen.next().unwrap_or(false));
     candidates.into_iter().find_map(|(known, text)| {

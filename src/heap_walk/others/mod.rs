@@ -167,9 +167,7 @@ impl Account<'_> {
                 .located
                 .iter()
                 .position(|located| located.file.as_deref() == Some(object.name));
-            if glibc.is_some() && facts.malloc.is_none()
-                || facts.library == Some(CLibrary::Glibc)
-            {
+            if glibc.is_some() && facts.malloc.is_none() || facts.library == Some(CLibrary::Glibc) {
                 self.glibc(object, glibc.and_then(|index| self.located.get(index)));
             } else if let Some(find) = &facts.malloc {
                 self.malloc(object, facts, find);
@@ -441,7 +439,9 @@ impl Account<'_> {
             .find(|found| found.name == "breaktrace's bundled malloc")
             && page.is_some()
         {
-            found.evidence.push_str("; the page that it counts on is mapped");
+            found
+                .evidence
+                .push_str("; the page that it counts on is mapped");
         }
     }
 

@@ -63,9 +63,7 @@ pub(super) fn context(image: &dyn Image, object: &Object<'_>, limit: u64) -> Opt
 fn context_among(image: &dyn Image, bytes: &[u8]) -> Option<Context> {
     let (words, _) = bytes.as_chunks::<8>();
     let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    words
-        .windows(10)
-        .find_map(|words| context_at(image, words))
+    words.windows(10).find_map(|words| context_at(image, words))
 }
 
 /// Whether these words are the beginning of `struct malloc_context`: secret, page size where that is no constant,
@@ -93,7 +91,8 @@ impl Context {
                 groups.sort_unstable();
                 groups.dedup();
                 // What overlaps cannot be: the records changed meanwhile, or are not what they seem.
-                let is_sound = groups.is_sorted_by(|(_, end): &(u64, u64), (start, _)| end <= start);
+                let is_sound =
+                    groups.is_sorted_by(|(_, end): &(u64, u64), (start, _)| end <= start);
                 return is_sound.then_some(groups);
             }
             if image.read(at, &mut page) != page.len() {

@@ -190,14 +190,15 @@ impl<'a> Objects<'a> {
     /// The files of a program.
     pub(super) fn of(image: &'a dyn Image) -> Self {
         let mut by_address = mapped(image.mappings());
-        let found = by_address
-            .iter()
-            .take(MOST_PROGRAMS)
-            .enumerate()
-            .find_map(|(index, object)| {
-                let links = links(image, object);
-                (!links.is_empty()).then_some((index, links))
-            });
+        let found =
+            by_address
+                .iter()
+                .take(MOST_PROGRAMS)
+                .enumerate()
+                .find_map(|(index, object)| {
+                    let links = links(image, object);
+                    (!links.is_empty()).then_some((index, links))
+                });
         let program = found.as_ref().map_or(0, |(index, _)| *index);
         let interpreter = by_address
             .get(program)

@@ -145,7 +145,10 @@ pub(super) const MALLOCS: &[Known] = &[
     },
     Known {
         name: "tcmalloc (Google)",
-        symbols: &["TCMallocInternalMalloc", "MallocExtension_Internal_GetStats"],
+        symbols: &[
+            "TCMallocInternalMalloc",
+            "MallocExtension_Internal_GetStats",
+        ],
         text: Some([b"tcmalloc/", b"internal/"]),
         mappings: &["[anon:tcmalloc"],
         not_visible: "what is in use and what it keeps. tcmalloc::MallocExtension::GetStats(), called in the program, tells; \
