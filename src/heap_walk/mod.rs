@@ -13,6 +13,7 @@ mod free_lists;
 mod layout;
 mod locate;
 mod mapped;
+mod others;
 mod pages;
 mod parameters;
 mod walk;
@@ -34,6 +35,9 @@ pub use layout::heap_max;
 pub use locate::Locator;
 pub use locate::locate;
 pub use locate::settings;
+pub use others::Depth;
+pub use others::Recogniser;
+pub use others::recognise;
 
 use std::fs::File;
 
@@ -65,6 +69,12 @@ pub trait Image {
 
     /// The file that a mapping shows, for reading; `None` when there is none, or it is another by now.
     fn file(&self, mapping: &Mapping) -> Option<File>;
+
+    /// Bytes of a range that were given back with `MADV_FREE` and that the kernel has not taken yet: still resident. `None` when it
+    /// cannot be told.
+    fn lazily_free_bytes(&self, _start: u64, _end: u64) -> Option<u64> {
+        None
+    }
 
     /// Bytes of a page.
     fn page_size(&self) -> u64;

@@ -96,6 +96,7 @@ use crate::event::SpaceId;
 use crate::event::StackMode;
 use crate::event::Stops;
 use crate::heap_walk::Locator;
+use crate::heap_walk::Recogniser;
 use crate::units::Timestamp;
 
 /// A process whose parent died before it could tell us of it is taken in after so long.
@@ -204,6 +205,7 @@ pub struct Tracer {
     library: Option<Library>,
     /// Where programs have their malloc, by file.
     locator: Locator,
+    recogniser: Recogniser,
     /// The program that was launched, and how it ended.
     launched: Option<u32>,
     launched_outcome: Option<(Outcome, Timestamp)>,
@@ -335,6 +337,7 @@ impl Tracer {
             undecoded: HashSet::new(),
             library: None,
             locator: Locator::default(),
+            recogniser: Recogniser::default(),
             launched: None,
             launched_outcome: None,
             launched_is_stopped: false,
