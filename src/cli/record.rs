@@ -108,7 +108,7 @@ pub(super) fn launch_failure(error: &LaunchError) -> Failure {
     }
 }
 
-fn attach_failure(error: &AttachError) -> Failure {
+pub(super) fn attach_failure(error: &AttachError) -> Failure {
     let failure = Failure::new(error);
     match error.hint() {
         Some(hint) => failure.hint(hint),

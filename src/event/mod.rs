@@ -40,6 +40,7 @@ pub use heap::Mallinfo;
 pub use heap::MallocSettings;
 pub use heap::MappedChunks;
 pub use heap::Pin;
+pub use heap::ProcessMemory;
 pub use heap::RecognisedAllocator;
 pub use heap::ThreadCaches;
 pub use malloc_call::ArenaHeap;

@@ -7,16 +7,22 @@
 mod arena;
 mod caches;
 mod classes;
+mod core_file;
 mod examine;
 mod free_lists;
 mod glance;
 mod layout;
 mod locate;
 mod mapped;
+mod others;
 mod pages;
 mod parameters;
 mod walk;
 
+pub use core_file::CoreError;
+pub use core_file::CoreFile;
+pub use core_file::CoreProgram;
+pub use core_file::CoreThread;
 pub use examine::Standing;
 pub use examine::examine;
 pub use examine::stand;
@@ -34,6 +40,9 @@ pub use layout::heap_max;
 pub use locate::Locator;
 pub use locate::locate;
 pub use locate::settings;
+pub use others::Depth;
+pub use others::Recogniser;
+pub use others::recognise;
 
 use std::fs::File;
 
@@ -65,6 +74,12 @@ pub trait Image {
 
     /// The file that a mapping shows, for reading; `None` when there is none, or it is another by now.
     fn file(&self, mapping: &Mapping) -> Option<File>;
+
+    /// Bytes of a range that were given back with `MADV_FREE` and that the kernel has not taken yet: still resident. `None` when it
+    /// cannot be told.
+    fn lazily_free_bytes(&self, _start: u64, _end: u64) -> Option<u64> {
+        None
+    }
 
     /// Bytes of a page.
     fn page_size(&self) -> u64;

@@ -674,7 +674,7 @@ fn verbose_but_short(mut report: Report) -> String {
     verbose(&report, 120)
 }
 
-fn compare(path: PathBuf, found: &str) {
+pub(super) fn compare(path: PathBuf, found: &str) {
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
         std::fs::write(&path, found).unwrap();
         return;

@@ -14,8 +14,10 @@ use crate::event::ExaminationCost;
 use crate::event::GlibcHeap;
 use crate::event::HeapExamination;
 use crate::event::ReadingMoment;
+use crate::event::RecognisedAllocator;
 use crate::event::SpaceId;
 use crate::heap_walk;
+use crate::heap_walk::Depth;
 use crate::heap_walk::Standing;
 
 /// Looks through the heap of process `pid` (or of the process with that thread). It stands still for some milliseconds,
@@ -61,7 +63,8 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
         stopped: Some(stopped),
         began,
     };
-    Ok(look.examination(&image, heaps, problems))
+    let allocators = heap_walk::recognise(&image, &located);
+    Ok(look.examination(&image, allocators, heaps, problems))
 }
 
 /// When and how a heap was looked at.
@@ -78,13 +81,14 @@ impl Look {
     fn examination(
         self,
         image: &LiveImage,
+        allocators: Vec<RecognisedAllocator>,
         heaps: Vec<GlibcHeap>,
         problems: Vec<String>,
     ) -> HeapExamination {
         HeapExamination {
             moment: self.moment,
             still: self.still,
-            allocators: Vec::new(),
+            allocators,
             heaps,
             cost: ExaminationCost {
                 total_ns: nanoseconds(self.began.elapsed()),
@@ -112,6 +116,7 @@ fn walk(image: &LiveImage, standing: Vec<Standing>, is_still: bool) -> Vec<Glibc
 pub(super) struct HalfExamined {
     began: Instant,
     image: LiveImage,
+    allocators: Vec<RecognisedAllocator>,
     standing: Vec<Standing>,
 }
 
@@ -125,7 +130,7 @@ impl HalfExamined {
             stopped: None,
             began: self.began,
         };
-        let examination = look.examination(&self.image, heaps, Vec::new());
+        let examination = look.examination(&self.image, self.allocators, heaps, Vec::new());
         (!examination.heaps.is_empty()).then(|| EventKind::HeapExamined(Box::new(examination)))
     }
 }
@@ -153,9 +158,14 @@ impl Tracer {
             .filter(|located| located.is_used)
             .filter_map(|located| heap_walk::stand(&image, located, pointers.as_deref()))
             .collect();
-        (!standing.is_empty()).then_some(HalfExamined {
+        if standing.is_empty() {
+            return None;
+        }
+        let allocators = self.recogniser.recognise(&image, &located, Depth::Quick);
+        Some(HalfExamined {
             began,
             image,
+            allocators,
             standing,
         })
     }

@@ -26,6 +26,7 @@ mod malloc_state;
 mod modules;
 mod perf_map;
 mod proc;
+mod process_facts;
 mod reachability;
 mod requests;
 mod rule;
@@ -60,6 +61,8 @@ pub use self::launch_error::LaunchError;
 pub use self::library::Allocator;
 pub use self::library::FolderProblem;
 pub use self::library::LibraryError;
+pub use self::process_facts::ProcessFacts;
+pub use self::process_facts::process_facts;
 pub use self::short_stop::ShortStop;
 pub use self::short_stop::ThreadAt;
 
@@ -94,6 +97,7 @@ use crate::event::SpaceId;
 use crate::event::StackMode;
 use crate::event::Stops;
 use crate::heap_walk::Locator;
+use crate::heap_walk::Recogniser;
 use crate::units::Timestamp;
 
 /// A process whose parent died before it could tell us of it is taken in after so long.
@@ -202,6 +206,7 @@ pub struct Tracer {
     library: Option<Library>,
     /// Where programs have their malloc, by file.
     locator: Locator,
+    recogniser: Recogniser,
     /// The program that was launched, and how it ended.
     launched: Option<u32>,
     launched_outcome: Option<(Outcome, Timestamp)>,
@@ -333,6 +338,7 @@ impl Tracer {
             undecoded: HashSet::new(),
             library: None,
             locator: Locator::default(),
+            recogniser: Recogniser::default(),
             launched: None,
             launched_outcome: None,
             launched_is_stopped: false,
