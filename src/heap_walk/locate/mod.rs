@@ -22,6 +22,7 @@ use super::layout::Parameters;
 use super::layout::ParametersLayout;
 use super::parameters;
 use super::parameters::Counts;
+use super::parameters::Kind;
 use crate::event::MallocSettings;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
@@ -104,7 +105,7 @@ impl Module<'_> {
         let file = file.strip_suffix(" (deleted)").unwrap_or(file);
         if file.starts_with("libc.so") || file.starts_with("libc-2.") {
             Rank::Library
-        } else if file.starts_with("libc_malloc_debug.so") {
+        } else if is_companion(file) {
             Rank::Debugging
         } else if file.contains(".so") {
             Rank::Other
@@ -187,7 +188,19 @@ pub fn locate(image: &dyn Image) -> Vec<Located> {
 /// How a malloc is set up now; `None` when that was not found.
 #[must_use]
 pub fn settings(image: &dyn Image, located: &Located) -> Option<MallocSettings> {
-    parameters::settings(image, located.parameters?)
+    let kind = Kind {
+        arena: located.arena,
+        version: located.version.as_deref().and_then(version::numbers),
+        has_caches: !located.file.as_deref().is_some_and(is_companion),
+    };
+    parameters::settings(image, located.parameters?, kind)
+}
+
+/// Whether a file is the library that brings a malloc with checks beside the C library's; it has no thread caches.
+fn is_companion(path: &str) -> bool {
+    path.rsplit('/')
+        .next()
+        .is_some_and(|file| file.starts_with("libc_malloc_debug.so"))
 }
 
 pub(super) fn counts(image: &dyn Image, parameters: Parameters) -> Option<Counts> {
@@ -245,11 +258,7 @@ impl Locator {
         let library = found.iter().find_map(|located| located.version.clone());
         for located in &mut found {
             // It comes with the C library, and does not say its version itself.
-            let is_companion = located
-                .file
-                .as_deref()
-                .is_some_and(|file| file.contains("libc_malloc_debug.so"));
-            if is_companion {
+            if located.file.as_deref().is_some_and(is_companion) {
                 located.version.clone_from(&library);
             }
         }
@@ -354,8 +363,12 @@ fn search(
     let stretch = stretches
         .iter()
         .find(|stretch| (stretch.start..stretch.end).contains(&found.address));
-    let numbers = version.as_deref().and_then(version::numbers);
-    let located = describe(image, found, stretch, numbers)?;
+    let kind = Kind {
+        arena: found.layout,
+        version: version.as_deref().and_then(version::numbers),
+        has_caches: module.rank() != Rank::Debugging,
+    };
+    let located = describe(image, found, stretch, kind)?;
     Some(Located {
         file: Some(module.name.to_owned()),
         version,
@@ -382,7 +395,7 @@ fn describe(
     image: &dyn Image,
     found: Found,
     stretch: Option<&Stretch<'_>>,
-    version: Option<(u32, u32)>,
+    kind: Kind,
 ) -> Option<Located> {
     let bytes = ring::arena_bytes(image, found.address, found.layout)?;
     Some(Located {
@@ -390,9 +403,8 @@ fn describe(
         version: None,
         main_arena: found.address,
         arena: found.layout,
-        parameters: stretch.and_then(|stretch| {
-            parameters::find(image, stretch, found.address, found.layout, version)
-        }),
+        parameters: stretch
+            .and_then(|stretch| parameters::find(image, stretch, found.address, kind)),
         is_used: ring::is_used(found.address, found.layout, &bytes),
     })
 }
@@ -431,6 +443,11 @@ fn in_resident(image: &dyn Image, mapping: &Mapping, left: &mut u64) -> Option<L
             mapping,
         };
         let found = ring::search(image, &stretch, left)?;
-        describe(image, found, Some(&stretch), None)
+        let kind = Kind {
+            arena: found.layout,
+            version: None,
+            has_caches: true,
+        };
+        describe(image, found, Some(&stretch), kind)
     })
 }
