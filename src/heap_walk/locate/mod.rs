@@ -27,8 +27,8 @@ use crate::event::MallocSettings;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
 
-/// More writable memory of a program is not searched in one look.
-const MOST_BYTES: u64 = 32 << 20;
+/// More of a program's variables and relocations is not searched in one look.
+const MOST_BYTES: u64 = 8 << 20;
 /// More files of a kind, or more mappings without a file, are not looked at.
 const MOST_FILES: usize = 1024;
 /// More files are not remembered: a handful of C libraries at most, but hostile programs may map more.
@@ -351,10 +351,12 @@ fn search(
     left: &mut u64,
 ) -> Option<Located> {
     let stretches = module.writable();
-    let found = stretches
-        .iter()
-        .find_map(|stretch| ring::search(image, stretch, left))
-        .or_else(|| declared_in(image, module, elf?))?;
+    let found = in_file(image, module, elf, left).unwrap_or_else(|| {
+        stretches
+            .iter()
+            .find_map(|stretch| ring::search(image, stretch, left))
+            .or_else(|| declared_in(image, module, elf?, left))
+    })?;
     // Static programs do not say, and the companion has it from the library.
     let may_say = matches!(module.rank(), Rank::Library | Rank::Other);
     let version = may_say
@@ -376,18 +378,35 @@ fn search(
     })
 }
 
-/// The arena that the file declares, if memory does not speak against it.
-fn declared_in(image: &dyn Image, module: &Module<'_>, elf: &Elf) -> Option<Found> {
+/// What the file of a program declares; `None` where it cannot be asked. A program may have much data, mostly none of it a
+/// malloc's: read from its file, it is not brought into its memory. A library's is smaller than the way to its file.
+fn in_file(
+    image: &dyn Image,
+    module: &Module<'_>,
+    elf: Option<&Elf>,
+    left: &mut u64,
+) -> Option<Option<Found>> {
+    let elf = elf.filter(|_| module.rank() == Rank::Program)?;
+    let file = image.file(module.mappings.first()?)?;
+    let found = declared::arenas(image, elf, Some(&file), left);
+    Some(confirmed(image, found))
+}
+
+/// The arena that a library's file declares.
+fn declared_in(image: &dyn Image, module: &Module<'_>, elf: &Elf, left: &mut u64) -> Option<Found> {
     let file = module
         .mappings
         .first()
         .and_then(|mapping| image.file(mapping));
-    declared::arenas(image, elf, file.as_ref())
-        .into_iter()
-        .find(|found| {
-            ring::arena_bytes(image, found.address, found.layout)
-                .is_some_and(|bytes| ring::may_be_arena(image, *found, &bytes))
-        })
+    confirmed(image, declared::arenas(image, elf, file.as_ref(), left))
+}
+
+/// The first against which memory does not speak.
+fn confirmed(image: &dyn Image, found: Vec<Found>) -> Option<Found> {
+    found.into_iter().find(|found| {
+        ring::arena_bytes(image, found.address, found.layout)
+            .is_some_and(|bytes| ring::may_be_arena(image, *found, &bytes))
+    })
 }
 
 /// What memory tells of an arena that was found.

@@ -766,6 +766,9 @@ fn held_against(flags: &[&str], environment: &[(&str, &str)]) {
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#ifdef LARGE
+char large[12 << 20] = {1};
+#endif
 static void *kept[1000];
 int main(void) {
     for (int i = 0; i < 1000; i++) kept[i] = malloc(100 + 37 * (i % 90));
@@ -874,6 +877,8 @@ fn a_malloc_with_checks_is_found_beside_the_one_that_it_replaces() {
 fn a_static_stripped_program_and_its_settings_are_seen_from_outside() {
     held_against(&["-static"], &[]);
     held_against(&["-static-pie"], &[TUNABLES]);
+    held_against(&["-static", "-DLARGE"], &[]);
+    held_against(&["-static-pie", "-DLARGE"], &[]);
 }
 
 #[test]
