@@ -13,6 +13,10 @@ use crate::event::Origin;
 /// while some end may pass over others (fs/proc/base.c, `next_tid`).
 const CLEAN_SCANS: u32 = 2;
 
+/// So often the kernel must refuse before we take no for an answer: while a thread that is not the first execs, the number
+/// of the first stands for a thread that has ended, and a moment later for one that lives.
+pub(super) const REFUSALS: u32 = 4;
+
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -157,8 +161,12 @@ pub(super) fn living_process(pid: u32) -> Result<u32, AttachError> {
     if proc::stat(process).is_some_and(|stat| stat.flags & 0x0020_0000 != 0) {
         return Err(AttachError::KernelThread(pid));
     }
-    let threads = proc::threads(process).unwrap_or_default();
-    if threads.iter().all(|tid| is_dead(*tid)) {
+    let has_ended = || {
+        let threads = proc::threads(process).unwrap_or_default();
+        threads.iter().all(|tid| is_dead(*tid))
+    };
+    // While a thread that is not the first execs, it can be passed over once.
+    if (0..CLEAN_SCANS).all(|_| has_ended()) {
         return Err(AttachError::Zombie(pid));
     }
     Ok(process)
@@ -228,6 +236,7 @@ impl Tracer {
     pub(super) fn seize_process(&mut self, pid: u32) -> Result<(), AttachError> {
         let mut clean_scans = 0;
         let mut refused = None;
+        let mut refusals = 0;
         while clean_scans < CLEAN_SCANS {
             let threads = proc::threads(pid).map_err(|_| AttachError::NoSuchProcess(pid))?;
             let mut found = false;
@@ -248,7 +257,11 @@ impl Tracer {
                 }
             }
             if let Some(error) = refused.take() {
-                return Err(error);
+                refusals += 1;
+                if refusals >= REFUSALS {
+                    return Err(error);
+                }
+                found = true;
             }
             clean_scans = if found { 0 } else { clean_scans + 1 };
         }

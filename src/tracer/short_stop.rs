@@ -219,6 +219,8 @@ enum State {
 #[derive(Debug, Default)]
 struct Standstill {
     states: BTreeMap<u32, State>,
+    /// How often the kernel has refused a thread.
+    refusals: u32,
 }
 
 impl Standstill {
@@ -267,7 +269,12 @@ impl Standstill {
                 // Ours is one that was seized by another number, and has that of the first thread since an exec.
                 let tracer = proc::status(tid).map(|status| status.tracerpid);
                 if tracer.is_some_and(|tracer| tracer != own_tid) {
-                    return Err(attach::diagnose(pid, tid, errno));
+                    self.refusals += 1;
+                    if self.refusals >= attach::REFUSALS {
+                        return Err(attach::diagnose(pid, tid, errno));
+                    }
+                    found = true;
+                    continue;
                 }
             }
             found = true;

@@ -273,6 +273,26 @@ fn threads_that_exec_take_the_process_with_them_as_ever() {
 }
 
 #[test]
+fn a_process_that_execs_from_its_threads_all_the_time_can_be_stopped_and_attached_to() {
+    let Some(program) = compile("exec_storm", &["-pthread"]) else {
+        return skip("no C compiler");
+    };
+    // Far more than there is time for.
+    let storm = Running::start(Command::new(program).arg("1000000000"));
+    for _ in 0..100 {
+        assert_eq!(ShortStop::begin(storm.pid()).unwrap().missed(), 0);
+    }
+    for _ in 0..5 {
+        let mut command = breaktrace();
+        command
+            .args(["attach", "--duration", "10ms"])
+            .arg(storm.pid().to_string());
+        finish(&mut command).expect_code(0);
+    }
+    assert_eq!(tracer_of(storm.pid()), Some(0));
+}
+
+#[test]
 fn a_thread_that_sleeps_uninterruptibly_is_gone_on_without() {
     let Some(program) = compile("vfork_waits", &["-pthread"]) else {
         return skip("no C compiler");
