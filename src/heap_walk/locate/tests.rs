@@ -715,6 +715,24 @@ fn damaged_images_never_cost_more_than_their_bounds() {
     }
 }
 
+#[test]
+fn memory_full_of_what_looks_like_arenas_costs_no_more() {
+    let mut image = used(VERSIONS[4], Linking::Rela, LIBC);
+    image.file = None;
+    let start = BIAS + 0x10_0000;
+    // Each word leads to something that leads on, as if it were the arena of another heap.
+    let other = (start + 0x10_0000) & !0xf_ffff | 0x30;
+    let words = vec![other.to_le_bytes(); (12 << 20) / 8];
+    image.memory[0].1[0x4000..].fill(0);
+    image.memory.push((start, words.as_flattened().to_vec()));
+    image
+        .mappings
+        .push(line(start, 12 << 20, "rw-p", 0x10_0000, 77, LIBC));
+    assert_eq!(locate(&image), []);
+    assert!(image.reads.get() < 10_000, "{} reads", image.reads.get());
+    assert!(image.read_bytes.get() < 16 << 20);
+}
+
 /// The memory of a process.
 struct ProcessImage {
     mappings: Vec<Mapping>,
@@ -915,34 +933,4 @@ fn sum_of_arenas(image: &dyn Image, located: &Located) -> Option<u64> {
         }
     }
     None
-}
-
-#[test]
-#[ignore = "measures; for a release build"]
-fn time_taken() {
-    for pid in std::env::var("PIDS").unwrap().split_whitespace() {
-        let image = ProcessImage::open(pid.parse().unwrap());
-        let mut locator = Locator::new();
-        for located in locate(&image) {
-            eprintln!(
-                "{pid} arena {:?} {:?} {:?}",
-                sum_of_arenas(&image, &located),
-                settings(&image, &located),
-                located.parameters.and_then(|p| counts(&image, p))
-            );
-        }
-        for round in 0..4 {
-            let began = std::time::Instant::now();
-            let located = locator.locate(&image);
-            let elapsed = began.elapsed();
-            eprintln!(
-                "{pid} {round} {elapsed:?} {} {:?}",
-                image.mappings.len(),
-                located
-            );
-            if round == 1 {
-                locator = Locator::new();
-            }
-        }
-    }
 }
