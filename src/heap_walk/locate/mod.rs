@@ -6,6 +6,8 @@
 
 mod declared;
 mod elf;
+#[cfg(test)]
+mod live_tests;
 mod ring;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,10 @@ const PIECE: usize = 256 << 10;
 const SOUND_BINS: usize = 119;
 /// More arenas than this in a ring are followed when the heap is walked through, not before.
 const RING: usize = 64;
+/// More places with a word that may lead to an arena are not looked at, in one piece; mostly there is one.
+const MOST_LOOKED: usize = 4096;
+/// More places that look like an arena by themselves are not held against what they lead to, in one piece.
+const MOST_TRIED: usize = 16;
 /// Programs' addresses end below.
 const ADDRESSES: u64 = 1 << 56;
 /// Other arenas lie behind a `heap_info` at the beginning of a heap, which is a multiple of 64 MiB, or of four huge pages.
@@ -79,13 +83,18 @@ fn search_piece(image: &dyn Image, start: u64, piece: &[u8]) -> Option<Found> {
             let place = start.wrapping_add(8 * index as u64);
             candidates(u64::from_le_bytes(*value), place, start)
         })
-        .find(|found| {
-            usize::try_from(found.address - start)
-                .ok()
-                .zip(usize::try_from(found.layout.size()).ok())
-                .and_then(|(offset, size)| piece.get(offset..offset.checked_add(size)?))
-                .is_some_and(|arena| is_arena(image, *found, arena))
+        .take(MOST_LOOKED)
+        .filter_map(|found| {
+            let offset = usize::try_from(found.address.checked_sub(start)?).ok()?;
+            let size = usize::try_from(found.layout.size()).ok()?;
+            let arena = piece.get(offset..offset.checked_add(size)?)?;
+            Bins::read(found, arena)
+                .may_be_sound()
+                .then_some((found, arena))
         })
+        .take(MOST_TRIED)
+        .find(|(found, arena)| is_arena(image, *found, arena))
+        .map(|(found, _)| found)
 }
 
 /// The arenas to which a word at `place` may belong as its `next`.
@@ -107,10 +116,11 @@ fn candidates(value: u64, place: u64, start: u64) -> impl Iterator<Item = Found>
 /// Whether an arena lies here: its ring leads back, and its bins are lists.
 pub(super) fn is_arena(image: &dyn Image, found: Found, arena: &[u8]) -> bool {
     let next = word(arena, found.layout.next());
-    if next == found.address && word(arena, found.layout.top()) == 0 {
-        return is_untouched(found.layout, arena);
+    let bins = Bins::read(found, arena);
+    if bins.untouched {
+        return next == found.address;
     }
-    leads_back(image, found, next) && has_bins(image, found, arena)
+    leads_back(image, found, next) && bins.are_sound(image)
 }
 
 /// Whether what lies where the file itself has its main arena may be one: the bins need not be sound, as a damaged heap is
@@ -170,39 +180,69 @@ fn leads_back(image: &dyn Image, found: Found, next: u64) -> bool {
     true
 }
 
-/// Whether the bins are empty lists, or lead to chunks that lead back.
-fn has_bins(image: &dyn Image, found: Found, arena: &[u8]) -> bool {
-    let mut sound = 0;
-    let mut asked = Vec::new();
-    let mut expected = Vec::new();
-    for bin in 0..BINS {
-        let place = found.layout.bins() + 16 * bin;
-        // Bins are dealt with as if they were chunks, of which only the links are there.
-        let own = found.address.wrapping_add(place).wrapping_sub(16);
-        let (forward, back) = (word(arena, place), word(arena, place + 8));
-        if forward == own && back == own {
-            sound += 1;
-        } else if forward != 0
-            && forward.is_multiple_of(CHUNK_ALIGNMENT)
-            && back.is_multiple_of(CHUNK_ALIGNMENT)
-        {
-            asked.extend([forward.wrapping_add(24), back.wrapping_add(16)]);
-            expected.push(own);
+/// The bins of an arena, as lists of chunks.
+struct Bins {
+    /// How many are empty.
+    empty: usize,
+    /// Of the others, the links of the first and last chunk that lead back, and the bin to which they should.
+    links: Vec<[u64; 2]>,
+    places: Vec<u64>,
+    /// Whether nothing has been set yet.
+    untouched: bool,
+}
+
+impl Bins {
+    fn read(found: Found, arena: &[u8]) -> Self {
+        let layout = found.layout;
+        let mut bins = Self {
+            empty: 0,
+            links: Vec::new(),
+            places: Vec::new(),
+            untouched: word(arena, layout.top()) == 0 && is_untouched(layout, arena),
+        };
+        if word(arena, layout.bins()) == 0 {
+            return bins;
         }
+        for bin in 0..BINS {
+            let place = layout.bins() + 16 * bin;
+            // Bins are dealt with as if they were chunks, of which only the links are there.
+            let own = found.address.wrapping_add(place).wrapping_sub(16);
+            let (forward, back) = (word(arena, place), word(arena, place + 8));
+            if forward == own && back == own {
+                bins.empty += 1;
+            } else if forward != 0
+                && forward.is_multiple_of(CHUNK_ALIGNMENT)
+                && back.is_multiple_of(CHUNK_ALIGNMENT)
+            {
+                // The links stand behind the two sizes with which each chunk begins: `fd`, then `bk`.
+                bins.links
+                    .push([forward.wrapping_add(24), back.wrapping_add(16)]);
+                bins.places.push(own);
+            }
+        }
+        bins
     }
-    // Nothing is asked where it cannot help.
-    if sound + expected.len() < SOUND_BINS {
-        return false;
+
+    /// Whether they are sound unless the chunks speak against it.
+    fn may_be_sound(&self) -> bool {
+        self.untouched || self.empty + self.links.len() >= SOUND_BINS
     }
-    let mut words = Vec::new();
-    if !asked.is_empty() {
-        image.read_words(&asked, &mut words);
+
+    /// Whether they are empty lists, or lead to chunks that lead back.
+    fn are_sound(&self, image: &dyn Image) -> bool {
+        if !self.may_be_sound() {
+            return false;
+        }
+        let mut words = Vec::new();
+        if !self.links.is_empty() {
+            image.read_words(self.links.as_flattened(), &mut words);
+        }
+        let (pairs, _) = words.as_chunks::<2>();
+        let leading_back = pairs
+            .iter()
+            .zip(&self.places)
+            .filter(|(pair, own)| **pair == [Some(**own); 2])
+            .count();
+        self.empty + leading_back >= SOUND_BINS
     }
-    let (pairs, _) = words.as_chunks::<2>();
-    sound += pairs
-        .iter()
-        .zip(&expected)
-        .filter(|(pair, own)| **pair == [Some(**own); 2])
-        .count();
-    sound >= SOUND_BINS
 }
