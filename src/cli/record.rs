@@ -326,6 +326,7 @@ fn log_failure(path: &Path, error: &std::io::Error) -> Failure {
 
 fn broken_off(time: Timestamp, why: &str) -> Event {
     Event {
+        malloc: None,
         time,
         pid: 0,
         tid: 0,

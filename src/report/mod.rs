@@ -7,6 +7,7 @@
 mod allocator;
 mod comparison;
 mod culprit;
+mod explanation;
 mod focus;
 mod heap;
 mod json;
@@ -34,6 +35,13 @@ pub use comparison::Comparison;
 pub use comparison::Row;
 pub use comparison::RowUnit;
 pub use comparison::Run;
+pub use explanation::Explained;
+pub use explanation::MallocReport;
+pub use explanation::SettingsChange;
+pub use explanation::StepExplanation;
+pub use explanation::StepReason;
+pub use explanation::StepTerm;
+pub use explanation::StepTermKind;
 pub use focus::PathOrder;
 pub use focus::PathSelection;
 pub use heap::ClassGrowth;
@@ -253,6 +261,9 @@ pub struct SpaceReport {
     /// The bundled allocator's own account, or what was seen of the heap of the program's own malloc; `null` when nothing was.
     #[serde(default)]
     pub allocator: Option<AllocatorReport>,
+    /// glibc's malloc in it, as seen at memory calls; `null` where none was.
+    #[serde(default)]
+    pub malloc: Option<MallocReport>,
     /// The heap of the program's own malloc as last looked through from outside; `null` when that was not done.
     #[serde(default)]
     pub heap: Option<HeapMoment>,
@@ -387,6 +398,9 @@ pub struct Step {
     /// The call stack that did it; `null` when it was not recorded.
     #[serde(default)]
     pub stack: Option<StackId>,
+    /// Why glibc's malloc did it, and what its size is made of; `null` where that is not known.
+    #[serde(default)]
+    pub explanation: Option<StepExplanation>,
 }
 
 /// Sizes over time, in buckets of equal length; buckets in which nothing changed are left out.

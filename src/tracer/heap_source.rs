@@ -48,6 +48,8 @@ pub struct LiveImage {
     /// Whether the kernel knows PAGEMAP_SCAN, as far as it was asked.
     can_scan: Cell<bool>,
     read_bytes: Cell<u64>,
+    /// Bytes lazily free by mapping, where there are some; read when it is needed.
+    lazily_free: OnceCell<Option<Vec<LazilyFree>>>,
     /// Some of the memory is swapped out, or it is not known.
     is_swapped: bool,
 }
@@ -65,9 +67,25 @@ impl LiveImage {
             memory: OnceCell::new(),
             can_scan: Cell::new(true),
             read_bytes: Cell::new(0),
+            lazily_free: OnceCell::new(),
             is_swapped: proc::status(tid)
                 .and_then(|status| status.vmswap)
                 .is_none_or(|kibibytes| kibibytes > 0),
+        }
+    }
+
+    /// For reads at known places only: of mappings, files and pages nothing is known. Costs nothing to make.
+    pub(super) fn bare(tid: u32) -> Self {
+        Self {
+            tid: Cell::new(tid),
+            process: None,
+            mappings: Vec::new(),
+            page_size: proc::page_size(),
+            pagemap: None,
+            memory: OnceCell::new(),
+            can_scan: Cell::new(false),
+            read_bytes: Cell::new(0),
+            is_swapped: true,
         }
     }
 
@@ -110,6 +128,7 @@ impl LiveImage {
                 Ok(mappings) if !mappings.is_empty() => {
                     self.tid.set(tid);
                     self.mappings = mappings;
+                    self.lazily_free = OnceCell::new();
                     return true;
                 }
                 _ => {}
@@ -265,6 +284,49 @@ fn threads_of(process: u32) -> impl Iterator<Item = u32> {
     proc::threads(process).unwrap_or_default().into_iter()
 }
 
+/// A mapping of which a part was given back with `MADV_FREE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LazilyFree {
+    start: u64,
+    end: u64,
+    bytes: u64,
+}
+
+/// The mappings with a `LazyFree` above zero (proc(5), `/proc/pid/smaps`).
+fn lazily_free(smaps: &[u8]) -> Vec<LazilyFree> {
+    let mut found = Vec::new();
+    let mut range = None;
+    for line in smaps.split(|byte| *byte == b'\n') {
+        if let Some(value) = line.strip_prefix(b"LazyFree:") {
+            let kibibytes = std::str::from_utf8(value)
+                .ok()
+                .and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            if let Some(((start, end), kibibytes)) = range.zip(kibibytes)
+                && kibibytes > 0
+            {
+                let bytes = kibibytes.saturating_mul(1024);
+                found.push(LazilyFree { start, end, bytes });
+            }
+        } else if line.first().is_some_and(u8::is_ascii_hexdigit)
+            && let [mapping] = mapping::parse(line).as_slice()
+        {
+            range = Some((mapping.start.0, mapping.end.0));
+        }
+    }
+    found
+}
+
+/// Of these, what lies from `start` to `end`; `None` when of one mapping it cannot be told which side it is on.
+fn lazily_free_within(mappings: &[LazilyFree], start: u64, end: u64) -> Option<u64> {
+    mappings
+        .iter()
+        .filter(|mapping| mapping.start < end && start < mapping.end)
+        .try_fold(0_u64, |sum, mapping| {
+            let is_within = start <= mapping.start && mapping.end <= end;
+            is_within.then(|| sum.saturating_add(mapping.bytes))
+        })
+}
+
 impl Image for LiveImage {
     fn mappings(&self) -> &[Mapping] {
         &self.mappings
@@ -343,6 +405,14 @@ impl Image for LiveImage {
         }
         let path = mapping.name.as_deref()?;
         modules::open_mapped(self.tid.get(), mapping, path).map(|(file, _)| file)
+    }
+
+    fn lazily_free_bytes(&self, start: u64, end: u64) -> Option<u64> {
+        let mappings = self.lazily_free.get_or_init(|| {
+            let text = std::fs::read(format!("/proc/{}/smaps", self.tid.get())).ok()?;
+            Some(lazily_free(&text))
+        });
+        lazily_free_within(mappings.as_ref()?, start, end)
     }
 
     fn page_size(&self) -> u64 {
@@ -545,6 +615,25 @@ mod tests {
 
     fn ourselves() -> LiveImage {
         LiveImage::of_process(std::process::id()).unwrap()
+    }
+
+    #[test]
+    fn memory_that_is_lazily_free_is_told_by_mapping() {
+        let smaps = b"7f0000000000-7f0000100000 rw-p 00000000 00:00 0 \n\
+            Size:               1024 kB\n\
+            LazyFree:             64 kB\n\
+            VmFlags: rd wr \n\
+            7f0000200000-7f0000300000 rw-p 00000000 00:00 0 \n\
+            LazyFree:              0 kB\n";
+        let found = lazily_free(smaps);
+        let (start, end) = (0x7f00_0000_0000, 0x7f00_0010_0000);
+        let bytes = 64 << 10;
+        assert_eq!(found, [LazilyFree { start, end, bytes }]);
+        assert_eq!(lazily_free_within(&found, start, end), Some(bytes));
+        assert_eq!(lazily_free_within(&found, start, u64::MAX), Some(bytes));
+        assert_eq!(lazily_free_within(&found, end, u64::MAX), Some(0));
+        // It may lie in the other half.
+        assert_eq!(lazily_free_within(&found, start, end - 4096), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod launch;
 mod launch_error;
 mod leaks;
 mod library;
+mod malloc_state;
 mod modules;
 mod perf_map;
 mod proc;
@@ -467,6 +468,7 @@ impl Tracer {
     /// Hands out an event, whether or not its process is recorded.
     fn tell(&mut self, space: SpaceId, pid: u32, tid: u32, kind: EventKind) {
         let event = Event {
+            malloc: None,
             time: self.now(),
             pid,
             tid,

@@ -25,6 +25,7 @@ mod kernel_view;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod other_allocators;
 mod preloaded;
 mod processes;
 mod python_stacks;

@@ -21,6 +21,7 @@ pub(super) fn of_ranges(image: &dyn Image, ranges: &[(u64, u64)]) -> Extent {
     if ranges.is_empty() {
         return Extent::default();
     }
+    let ranges = &joined(ranges);
     let length = |(start, end): &(u64, u64)| end.saturating_sub(*start);
     let mapped = ranges.iter().map(length).fold(0, u64::saturating_add);
     let mut resident = (mapped <= MOST).then_some(0_u64);
@@ -41,6 +42,18 @@ pub(super) fn of_ranges(image: &dyn Image, ranges: &[(u64, u64)]) -> Extent {
         resident,
         lazily_free,
     }
+}
+
+/// The same ranges, those joined that touch: the kernel has one mapping for them.
+fn joined(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in ranges {
+        match joined.last_mut() {
+            Some((_, last)) if last == start => *last = *end,
+            _ => joined.push((*start, *end)),
+        }
+    }
+    joined
 }
 
 fn sum((one, other): (u64, u64)) -> u64 {
