@@ -265,9 +265,17 @@ impl Case<'_> {
                     ByteSize(sums.obtained_bytes)
                 ),
             },
-            HeapVerdictKind::Retained => format!(
-                "kept by malloc: malloc_trim(0) would return {trimmable} of the heap's {resident} in memory"
-            ),
+            HeapVerdictKind::Retained => {
+                let fragmented = sums.fragmented_bytes.unwrap_or(0);
+                let rest = if fragmented > sums.trimmable_bytes.unwrap_or(0) {
+                    format!("; {} more are fragmented", ByteSize(fragmented))
+                } else {
+                    String::new()
+                };
+                format!(
+                    "kept by malloc: malloc_trim(0) would return {trimmable} of the heap's {resident} in memory{rest}"
+                )
+            }
             HeapVerdictKind::Fragmented => format!(
                 "fragmented: {} of the heap's {resident} in memory are free between chunks in use; malloc_trim(0) would \
                  return {trimmable}",
