@@ -25,7 +25,7 @@ pub(in crate::render) fn section(space: &SpaceReport, verbose: bool) -> Vec<Stri
         ReadingMoment::Exec => "before exec",
         ReadingMoment::End => "at the end",
     };
-    let mut lines = vec![format!("{when} {}", verdict.summary)];
+    let mut lines = vec![format!("{when}, {}", verdict.summary)];
     lines.extend(obtained(&sums));
     lines.extend(in_memory(&sums));
     lines.extend(
