@@ -66,6 +66,7 @@ Examples:
   breaktrace heap --every 1s --count 60 4242    the same for a minute
   breaktrace heap --json 4242 | jq .verdict     for programs: docs/heap-schema.md
   breaktrace heap --exact -v -o heap.txt 4242   all there is to tell, to the byte
+  breaktrace heap core.4242                     of a program that crashed, or that gcore(1) copied
 
 Exit status 0, 1 when the process cannot be looked at, 2 when the command line is wrong.";
 
@@ -379,9 +380,29 @@ pub(super) struct Heap {
     #[arg(short, long)]
     pub(super) verbose: bool,
 
-    /// Number of the process
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) pid: u32,
+    /// Number of the process, or a core file; what consists of digits is a number, and ./4242 a file
+    #[arg(value_name = "PID|CORE", value_hint = ValueHint::FilePath, value_parser = clap::builder::OsStringValueParser::new().try_map(heap_subject))]
+    pub(super) subject: HeapSubject,
+}
+
+/// Whose heap is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HeapSubject {
+    /// A process.
+    Process(u32),
+    /// A program in a core file.
+    Core(PathBuf),
+}
+
+fn heap_subject(word: OsString) -> Result<HeapSubject, String> {
+    let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match word.to_str().filter(is_number) {
+        Some(number) => match number.parse() {
+            Ok(pid @ 1..) => Ok(HeapSubject::Process(pid)),
+            _ => Err("no process has that number; of a core file write ./NAME".to_owned()),
+        },
+        None => Ok(HeapSubject::Core(word.into())),
+    }
 }
 
 /// The same program on several allocators.
@@ -627,6 +648,17 @@ mod tests {
             Allocator::Library("./x.so".into())
         );
         assert!(run(&["--heap-policy", "sometimes", "ls"]).is_err());
+    }
+
+    #[test]
+    fn digits_are_a_process_and_everything_else_is_a_core_file() {
+        let subject = |word: &str| heap_subject(word.into());
+        assert_eq!(subject("4242"), Ok(HeapSubject::Process(4242)));
+        for file in ["./4242", "core.4242", "+4242", "-", ""] {
+            assert_eq!(subject(file), Ok(HeapSubject::Core(file.into())));
+        }
+        assert!(subject("0").is_err());
+        assert!(subject("99999999999").is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `heap`: looks at a heap from outside, and says what follows.
+//! `heap`: looks at a heap from outside, in a process or in a core file, and says what follows.
 
 use std::io;
 use std::io::Write;
@@ -11,7 +11,9 @@ use std::time::UNIX_EPOCH;
 
 use super::Ending;
 use super::Failure;
+use super::USAGE;
 use super::args;
+use super::args::HeapSubject;
 use super::interval::Interval;
 use super::output::cannot_write;
 use super::output::excuse_closed_pipe;
@@ -20,6 +22,9 @@ use super::output::write_whole;
 use super::record::attach_failure;
 use crate::event::HeapExamination;
 use crate::event::ProcessMemory;
+use crate::heap_walk::CoreError;
+use crate::heap_walk::CoreFile;
+use crate::heap_walk::CoreProgram;
 use crate::render;
 use crate::render::TextOptions;
 use crate::report::HeapDocument;
@@ -32,9 +37,17 @@ use crate::units::Timestamp;
 /// `breaktrace heap`.
 pub(super) fn heap(arguments: &args::Heap) -> Result<Ending, Failure> {
     let places = places(arguments)?;
-    let document = match arguments.every {
-        None => document(look(arguments)?, None),
-        Some(_) => looks(arguments, &places)?,
+    let document = match (&arguments.subject, arguments.every) {
+        (HeapSubject::Core(path), None) => document(look_at_core(path)?, None),
+        (HeapSubject::Core(_), Some(_)) => {
+            return Err(
+                Failure::new("a core file does not change: --every is for processes")
+                    .hint("leave out --every")
+                    .code(USAGE),
+            );
+        }
+        (HeapSubject::Process(pid), None) => document(look(*pid, arguments.exact)?, None),
+        (HeapSubject::Process(pid), Some(every)) => looks(*pid, every, arguments, &places)?,
     };
     for place in &places {
         place.write(&document, arguments.verbose)?;
@@ -62,10 +75,9 @@ impl Look {
     }
 }
 
-fn look(arguments: &args::Heap) -> Result<Look, Failure> {
-    let pid = arguments.pid;
+fn look(pid: u32, exact: bool) -> Result<Look, Failure> {
     let examination =
-        tracer::examine_process(pid, arguments.exact).map_err(|error| attach_failure(&error))?;
+        tracer::examine_process(pid, exact).map_err(|error| attach_failure(&error))?;
     let facts = tracer::process_facts(pid);
     Ok(Look {
         target: HeapTarget {
@@ -83,6 +95,39 @@ fn look(arguments: &args::Heap) -> Result<Look, Failure> {
     })
 }
 
+fn look_at_core(path: &Path) -> Result<Look, Failure> {
+    let core = CoreFile::open(path).map_err(|error| core_failure(path, &error))?;
+    let program = core.program();
+    let words = |program: &CoreProgram| -> Vec<String> {
+        let words = program.arguments.split_ascii_whitespace();
+        words.map(str::to_owned).collect()
+    };
+    Ok(Look {
+        target: HeapTarget {
+            pid: program.map(|program| program.pid),
+            core: Some(path.to_string_lossy().into_owned()),
+            program: program.map(|program| program.name.clone()),
+            arguments: program.map(words).unwrap_or_default(),
+            threads: Some(core.threads().len() as u64),
+        },
+        memory: None,
+        examination: core.examine(),
+    })
+}
+
+fn core_failure(path: &Path, error: &CoreError) -> Failure {
+    let failure = Failure::new(error);
+    let is_a_name = path.components().count() == 1 && !path.exists();
+    match error.hint() {
+        _ if is_a_name => failure.hint(format!(
+            "`breaktrace heap $(pidof {})`, if that is a program that runs",
+            path.display()
+        )),
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
 fn document(look: Look, looks: Option<&HeapLooks>) -> HeapDocument {
     HeapDocument::of(
         look.target,
@@ -97,8 +142,12 @@ fn document(look: Look, looks: Option<&HeapLooks>) -> HeapDocument {
 
 /// Looks again and again, with a line for each look; ends when asked to, after the last look that was wanted, or with the
 /// process.
-fn looks(arguments: &args::Heap, places: &[Place]) -> Result<HeapDocument, Failure> {
-    let every = arguments.every.unwrap_or_default();
+fn looks(
+    pid: u32,
+    every: Duration,
+    arguments: &args::Heap,
+    places: &[Place],
+) -> Result<HeapDocument, Failure> {
     let interval = Interval::begin().map_err(|errno| Failure::new(errno.desc()))?;
     let lines = Lines::beside(places);
     let began = Instant::now();
@@ -111,7 +160,7 @@ fn looks(arguments: &args::Heap, places: &[Place]) -> Result<HeapDocument, Failu
             None => Duration::ZERO,
             Some(_) => began.elapsed(),
         };
-        let new = match (look(arguments), &last) {
+        let new = match (look(pid, arguments.exact), &last) {
             (Ok(new), Some(earlier)) if !new.is_of_same(earlier) => {
                 lines.note("the process runs another program now")?;
                 break;
@@ -225,7 +274,7 @@ fn places(arguments: &args::Heap) -> Result<Vec<Place>, Failure> {
                     path.display()
                 ))
                 .hint("end its name in .txt or .json, or add --json")
-                .code(super::USAGE)
+                .code(USAGE)
             })?;
         probe(path).map_err(|error| cannot_write(path, &error))?;
         places.push(Place::File {

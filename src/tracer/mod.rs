@@ -520,8 +520,12 @@ impl Tracer {
             && self.phase == Phase::Tracing
         {
             let period = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX).max(1);
-            self.next_snapshot = Some(Timestamp(now.0 - now.0 % period + period));
             self.snapshot_all(SnapshotReason::Interval);
+            let done = self.now();
+            // The program has at least as much time as the snapshots, however short the interval.
+            let earliest = done.0.saturating_add(done.0.saturating_sub(now.0));
+            let next = (now.0 - now.0 % period).saturating_add(period);
+            self.next_snapshot = Some(Timestamp(next.max(earliest)));
         }
         if now.0.saturating_sub(self.last_tick.0)
             >= u64::try_from(requests::TICK.as_nanos() / 2).unwrap_or(0)

@@ -11,6 +11,7 @@ use crate::support::Running;
 use crate::support::breaktrace;
 use crate::support::finish;
 use crate::support::folder;
+use crate::support::installed;
 use crate::support::python;
 use crate::support::skip;
 use crate::support::status;
@@ -154,6 +155,46 @@ fn looks_in_a_row_name_the_size_that_grows_and_ctrl_c_ends_them_with_a_summary()
         .map(|class| class["delta_bytes"].as_i64())
         .max();
     assert_eq!(most, Some(grown["delta_bytes"].as_i64()), "{growth:#}");
+}
+
+#[test]
+fn a_core_file_tells_of_chunks_what_the_process_told() {
+    let (Some(mut python), Some(gcore)) = (obedient_python(), installed(&["gcore"])) else {
+        return skip("there is no python3, or no gcore (package gdb)");
+    };
+    python.ask("held = [bytes(900) for i in range(3000)]; del held[::2]");
+    let folder = folder();
+    let prefix = folder.path().join("core");
+    let copied = finish(
+        Command::new(gcore)
+            .arg("-o")
+            .arg(&prefix)
+            .arg(python.pid().to_string()),
+    );
+    let core = prefix.with_extension(python.pid().to_string());
+    assert!(core.exists(), "{}", copied.stderr);
+    let of_process = look(python.pid(), &["--exact"]);
+    let ended = finish(breaktrace().args(["heap", "--json"]).arg(&core));
+    ended.expect_code(0).expect_calm();
+    let of_core: Value = serde_json::from_str(&ended.stdout).unwrap();
+    for figure in [
+        "obtained_bytes",
+        "in_use_bytes",
+        "in_use_chunks",
+        "cached_bytes",
+        "binned_bytes",
+        "top_bytes",
+    ] {
+        assert_eq!(
+            of_core["sums"][figure], of_process["sums"][figure],
+            "{figure}"
+        );
+    }
+    let classes = |document: &Value| document["examination"]["heaps"][0]["classes"].clone();
+    assert_eq!(classes(&of_core), classes(&of_process));
+    assert_eq!(of_core["sums"]["trimmable_bytes"], Value::Null);
+    assert_eq!(of_core["target"]["core"], core.to_str().unwrap());
+    assert_eq!(of_core["target"]["pid"], python.pid());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod backing;
 mod elf;
 mod error;
+mod examine;
 mod notes;
 #[cfg(test)]
 mod tests;

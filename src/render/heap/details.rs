@@ -37,7 +37,7 @@ pub(super) fn arenas(heap: &GlibcHeap, verbose: bool, width: usize) -> Vec<Line>
     let (main, mut others): (Vec<&Arena>, Vec<&Arena>) =
         used.into_iter().partition(|arena| arena.is_main);
     others.sort_by_key(|arena| std::cmp::Reverse(arena.figures.system_bytes));
-    let listed = if verbose || others.len() <= LISTED_ARENAS {
+    let listed = if verbose || others.len() <= LISTED_ARENAS + 1 {
         others.len()
     } else {
         LISTED_ARENAS

@@ -1,5 +1,6 @@
 //! The heap of the program's own malloc in the report of a recording: a few lines.
 
+use crate::event::ReadingMoment;
 use crate::report::HeapConfidence;
 use crate::report::HeapMoment;
 use crate::report::HeapSums;
@@ -18,7 +19,13 @@ pub(in crate::render) fn section(space: &SpaceReport, verbose: bool) -> Vec<Stri
     };
     let verdict = HeapVerdict::of(examination, None, Some(space.pid));
     let sums = HeapSums::of(examination);
-    let mut lines = vec![verdict.summary];
+    let when = match examination.moment {
+        ReadingMoment::Call => "at a memory call",
+        ReadingMoment::Snapshot => "at the last snapshot",
+        ReadingMoment::Exec => "before exec",
+        ReadingMoment::End => "at the end",
+    };
+    let mut lines = vec![format!("{when}, {}", verdict.summary)];
     lines.extend(obtained(&sums));
     lines.extend(in_memory(&sums));
     lines.extend(

@@ -292,7 +292,10 @@ fn a_report_has_the_look_in_a_few_lines() {
     });
     let lines = section(&report.address_spaces[0], false);
     assert!(lines.len() <= 6, "{lines:#?}");
-    assert!(lines[0].starts_with("fragmented: "), "{lines:#?}");
+    assert!(
+        lines[0].starts_with("at the last snapshot, fragmented: "),
+        "{lines:#?}"
+    );
     assert!(
         lines[1].starts_with("obtained 116 MiB in 8 arenas: "),
         "{lines:#?}"
@@ -305,7 +308,7 @@ fn a_report_has_the_look_in_a_few_lines() {
     );
     let text = String::from_utf8(text.unwrap()).unwrap();
     assert!(
-        text.contains("malloc    fragmented: 37.3 MiB of the heap's"),
+        text.contains("malloc    at the last snapshot, fragmented: 37.3 MiB of the heap's"),
         "{text}"
     );
 }

@@ -53,7 +53,7 @@ pub struct HeapTarget {
     pub core: Option<String>,
     /// The program; `null` when not known.
     pub program: Option<String>,
-    /// Its arguments, its name first; empty when not known.
+    /// Its arguments, its name first; empty when not known. In a core file they are cut, and divided at spaces.
     pub arguments: Vec<String>,
     /// Its threads; `null` when not known.
     pub threads: Option<u64>,

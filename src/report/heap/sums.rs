@@ -43,8 +43,8 @@ pub struct HeapSums {
     pub trimmable_bytes: Option<u64>,
     /// Of the resident bytes, free ones in pages that also hold a chunk in use or in a thread cache.
     pub fragmented_bytes: Option<u64>,
-    /// Of the resident bytes, free ones that neither holds for: tops of thread arenas, which `malloc_trim` passes over,
-    /// and the odd page at the edge of a free chunk.
+    /// Of the resident bytes, free ones that neither holds for: at the tops of thread arenas, or next to them, which
+    /// `malloc_trim` passes over; and the odd page at the edge of a free chunk.
     pub out_of_reach_bytes: Option<u64>,
     /// Bytes that are swapped out.
     pub swapped_bytes: Option<u64>,

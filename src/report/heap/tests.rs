@@ -235,6 +235,10 @@ fn free_memory_is_told_apart_by_what_would_become_of_most_of_it() {
     );
     assert_eq!(
         kind(&of(10 * MIB, 20 * MIB), None),
+        HeapVerdictKind::Retained
+    );
+    assert_eq!(
+        kind(&of(9 * MIB, 20 * MIB), None),
         HeapVerdictKind::Fragmented
     );
     assert_eq!(
@@ -361,7 +365,7 @@ fn the_resident_heap_is_the_sum_of_what_is_told_of_it() {
     assert_eq!(sums.arenas, 2);
     let verdict = HeapVerdict::of(&examination, None, None);
     assert!(
-        verdict.evidence[0].contains("the top of a thread arena holds 3 MiB"),
+        verdict.evidence[0].contains("3 MiB are free at the top of a thread arena"),
         "{verdict:?}"
     );
 }

@@ -18,6 +18,8 @@ use crate::units::Exact;
 const ELSEWHERE: u64 = 4;
 /// Free memory of less than this part of the heap is not the story.
 const WORTH_A_WORD: u64 = 4;
+/// To trim is worth it from this part of the free memory on.
+const WORTH_A_TRIM: u64 = 3;
 /// What was not found is overlooked up to this part of what arenas obtained: a program that runs moves that much.
 const OVERLOOKED: u64 = 50;
 /// glibc's trim threshold before it has learnt (malloc.c, `DEFAULT_TRIM_THRESHOLD`).
@@ -57,11 +59,13 @@ pub enum HeapVerdictKind {
     Kept,
     /// Less than a quarter of the heap's memory is free: the program has not freed it. If that grows it may be a leak.
     InUse,
-    /// It is free, and most of that `malloc_trim(0)` would return.
+    /// At least a quarter is free, and at least a third of that `malloc_trim(0)` would return.
     Retained,
-    /// It is free, and most of that lies in pages that also hold a chunk in use: nothing returns it.
+    /// At least a quarter is free, and more of that lies in pages that also hold a chunk in use, so that nothing returns it,
+    /// than elsewhere.
     Fragmented,
-    /// It is free in whole pages, and most of that `malloc_trim` does not reach: tops of thread arenas, thread caches.
+    /// At least a quarter is free, mostly in whole pages that `malloc_trim` does not reach: tops of thread arenas, thread
+    /// caches.
     OutOfReach,
 }
 
@@ -205,7 +209,7 @@ impl Case<'_> {
         let free = trimmable.saturating_add(fragmented).saturating_add(beyond);
         if is_less(free, WORTH_A_WORD, resident) {
             HeapVerdictKind::InUse
-        } else if trimmable >= fragmented.max(beyond) {
+        } else if !is_less(trimmable, WORTH_A_TRIM, free) {
             HeapVerdictKind::Retained
         } else if fragmented >= beyond {
             HeapVerdictKind::Fragmented
@@ -261,9 +265,17 @@ impl Case<'_> {
                     ByteSize(sums.obtained_bytes)
                 ),
             },
-            HeapVerdictKind::Retained => format!(
-                "kept by malloc: malloc_trim(0) would return {trimmable} of the heap's {resident} in memory"
-            ),
+            HeapVerdictKind::Retained => {
+                let fragmented = sums.fragmented_bytes.unwrap_or(0);
+                let rest = if fragmented > sums.trimmable_bytes.unwrap_or(0) {
+                    format!("; {} more are fragmented", ByteSize(fragmented))
+                } else {
+                    String::new()
+                };
+                format!(
+                    "kept by malloc: malloc_trim(0) would return {trimmable} of the heap's {resident} in memory{rest}"
+                )
+            }
             HeapVerdictKind::Fragmented => format!(
                 "fragmented: {} of the heap's {resident} in memory are free between chunks in use; malloc_trim(0) would \
                  return {trimmable}",
@@ -315,25 +327,30 @@ impl Case<'_> {
         evidence
     }
 
-    /// Tops of thread arenas, which `malloc_trim` passes over.
+    /// Free memory at the tops of thread arenas, which `malloc_trim` passes over.
     fn thread_tops(&self) -> Option<String> {
         let arenas = self.examination.heaps.iter().flat_map(|heap| &heap.arenas);
         let mut count = 0_u64;
         let mut bytes = 0_u64;
         for arena in arenas.filter(|arena| !arena.is_main) {
-            count += 1;
-            bytes = bytes.saturating_add(arena.figures.top_bytes);
+            let figures = &arena.figures;
+            let beyond = figures
+                .free_resident_bytes?
+                .saturating_sub(figures.trimmable_bytes?)
+                .saturating_sub(figures.fragmented_bytes?);
+            count += u64::from(beyond > 0);
+            bytes = bytes.saturating_add(beyond);
         }
-        let bytes = ByteSize(bytes);
-        match count {
-            0 => None,
-            1 => Some(format!(
-                "the top of a thread arena holds {bytes} that malloc_trim passes over"
-            )),
-            _ => Some(format!(
-                "the tops of {count} thread arenas hold {bytes} that malloc_trim passes over"
-            )),
-        }
+        let arenas = match count {
+            0 => return None,
+            1 => "a thread arena".to_owned(),
+            _ => format!("{count} thread arenas"),
+        };
+        Some(format!(
+            "{} are free at the top of {arenas}, or join it as soon as malloc tidies up: malloc_trim gives back no \
+             such tops",
+            ByteSize(bytes)
+        ))
     }
 
     /// What part of the process's memory the heap is, and where the rest is.
@@ -430,7 +447,7 @@ impl Case<'_> {
                         format!("{name} serves part of the program beside malloc{resident}")
                     }
                     AllocatorRole::Above => format!(
-                        "{name} deals out pieces of its own from what counts as in use{resident}"
+                        "{name} takes large pieces from malloc or mmap, and deals them out itself{resident}"
                     ),
                     AllocatorRole::Unused => return None,
                     AllocatorRole::Unknown => {
@@ -452,7 +469,7 @@ impl Case<'_> {
         let mut advice = Vec::new();
         match kind {
             HeapVerdictKind::NotVisible => {
-                if let Some(own) = self.other_in_charge().and_then(|other| own_tool(&other.name)) {
+                if let Some(own) = self.other_in_charge().and_then(own_tool) {
                     advice.push(own.replace("PID", pid));
                 }
                 advice.push(follow(pid));
@@ -499,11 +516,23 @@ impl Case<'_> {
                 if self.sums.arenas > 1 {
                     advice.push(fewer_arenas());
                 }
-                advice.push(
-                    "MALLOC_TRIM_THRESHOLD_=131072 in its environment: free then gives back larger tops, those of \
-                     thread arenas too"
-                        .to_owned(),
-                );
+                let grown = |settings: &MallocSettings| {
+                    settings.trim_threshold_bytes > DEFAULT_TRIM_THRESHOLD
+                };
+                let heaps = &self.examination.heaps;
+                if heaps.iter().any(|heap| heap.settings.as_ref().is_some_and(grown)) {
+                    advice.push(
+                        "MALLOC_TRIM_THRESHOLD_=131072 in its environment: free then gives back larger tops, those \
+                         of thread arenas too"
+                            .to_owned(),
+                    );
+                } else {
+                    advice.push(
+                        "nothing, while threads go on: free gives back the top of an arena when a freed chunk and its free \
+                         neighbours make 64 KiB"
+                            .to_owned(),
+                    );
+                }
             }
         }
         if kind == HeapVerdictKind::InUse {
@@ -537,7 +566,7 @@ impl Case<'_> {
             .filter(|allocator| {
                 matches!(allocator.role, AllocatorRole::Above | AllocatorRole::Beside)
             })
-            .filter_map(|allocator| own_tool(&allocator.name))
+            .filter_map(own_tool)
             .map(|tool| tool.replace("PID", &self.pid))
             .collect()
     }
@@ -563,8 +592,8 @@ fn counted(number: u64, singular: &str, plural: &str) -> String {
     format!("{} {noun}", Exact(number))
 }
 
-/// What an allocator or a runtime tells of itself.
-fn own_tool(name: &str) -> Option<&'static str> {
+/// What an allocator or a runtime tells of itself, where that is not said already.
+fn own_tool(allocator: &RecognisedAllocator) -> Option<&'static str> {
     const TOOLS: [(&str, &str); 10] = [
         (
             "jemalloc",
@@ -609,6 +638,6 @@ fn own_tool(name: &str) -> Option<&'static str> {
     ];
     TOOLS
         .iter()
-        .find(|(known, _)| name.starts_with(known))
+        .find(|(known, _)| allocator.name.starts_with(known) && allocator.not_visible.is_none())
         .map(|(_, tool)| *tool)
 }
