@@ -425,6 +425,7 @@ mod tests {
 
     fn event(time: u64, kind: EventKind) -> Event {
         Event {
+            malloc: None,
             time: Timestamp(time),
             pid: 1,
             tid: 1,

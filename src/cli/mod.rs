@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod heap;
 mod inspect;
+mod interval;
 mod output;
 mod record;
 mod symbolize;

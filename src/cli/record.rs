@@ -108,7 +108,7 @@ pub(super) fn launch_failure(error: &LaunchError) -> Failure {
     }
 }
 
-fn attach_failure(error: &AttachError) -> Failure {
+pub(super) fn attach_failure(error: &AttachError) -> Failure {
     let failure = Failure::new(error);
     match error.hint() {
         Some(hint) => failure.hint(hint),
@@ -326,6 +326,7 @@ fn log_failure(path: &Path, error: &std::io::Error) -> Failure {
 
 fn broken_off(time: Timestamp, why: &str) -> Event {
     Event {
+        malloc: None,
         time,
         pid: 0,
         tid: 0,

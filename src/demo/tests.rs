@@ -280,6 +280,7 @@ fn calls_belong_to_the_step_whose_mark_follows() {
     let mut trace = Trace::default();
     let mut take = |kind| {
         trace.take(&Event {
+            malloc: None,
             time: Timestamp(1),
             pid: 1,
             tid: 1,

@@ -71,6 +71,22 @@ pub enum AllocatorRole {
     Unknown,
 }
 
+/// Where a process has its memory, as `/proc/<pid>/status` tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ProcessMemory {
+    /// Bytes in memory (`VmRSS`).
+    pub resident_bytes: u64,
+    /// Of these, private memory without a file (`RssAnon`): the heap is in it.
+    pub resident_anonymous_bytes: u64,
+    /// Of these, pages of files (`RssFile`): the program, its libraries, and files that it maps.
+    pub resident_file_bytes: u64,
+    /// Of these, shared memory (`RssShmem`).
+    pub resident_shared_bytes: u64,
+    /// Bytes swapped out (`VmSwap`).
+    pub swapped_bytes: u64,
+}
+
 /// What a look at a heap cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

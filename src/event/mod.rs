@@ -8,6 +8,7 @@
 
 mod allocator;
 mod heap;
+mod malloc_call;
 mod stack;
 
 pub use allocator::AbsenceReason;
@@ -39,8 +40,13 @@ pub use heap::Mallinfo;
 pub use heap::MallocSettings;
 pub use heap::MappedChunks;
 pub use heap::Pin;
+pub use heap::ProcessMemory;
 pub use heap::RecognisedAllocator;
 pub use heap::ThreadCaches;
+pub use malloc_call::ArenaHeap;
+pub use malloc_call::MallocCall;
+pub use malloc_call::MallocSeen;
+pub use malloc_call::SizeCandidate;
 pub use stack::FileIdentity;
 pub use stack::Frame;
 pub use stack::FunctionId;
@@ -90,6 +96,9 @@ pub struct Event {
     /// The call stack of the thread at that moment, if it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack: Option<StackId>,
+    /// How glibc's malloc stood, if it may have made this memory call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub malloc: Option<Box<MallocCall>>,
     /// What it was.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -267,6 +276,8 @@ pub enum EventKind {
     HeapError(HeapError),
     /// The bundled allocator's heap was looked through from outside.
     HeapWalked(HeapWalk),
+    /// glibc's malloc was found, or its settings have changed.
+    MallocSeen(MallocSeen),
     /// The heap of the program's own malloc was looked through from outside.
     HeapExamined(Box<HeapExamination>),
     /// The bundled allocator handed out a block that was chosen as a sample; the event's stack tells to whom.
@@ -847,6 +858,7 @@ mod tests {
 
     fn round_trip(kind: EventKind) -> String {
         let event = Event {
+            malloc: None,
             time: Timestamp(1_500),
             pid: 40,
             tid: 41,

@@ -12,7 +12,7 @@ pub(super) const MOST_ARENAS: usize = 16_384;
 /// Most heaps of an arena that are followed.
 const MOST_HEAPS: usize = 1 << 20;
 /// `NONCONTIGUOUS_BIT` of `malloc_state.flags`.
-const NONCONTIGUOUS: u32 = 2;
+pub(super) const NONCONTIGUOUS: u32 = 2;
 /// Bytes of the flags and sizes that stand in the low bits of a chunk's size.
 pub(super) const SIZE_FLAGS: u64 = 7;
 /// The chunk before this one is in use.

@@ -7,8 +7,10 @@
 mod arena;
 mod caches;
 mod classes;
+mod core_file;
 mod examine;
 mod free_lists;
+mod glance;
 mod layout;
 mod locate;
 mod mapped;
@@ -17,9 +19,17 @@ mod pages;
 mod parameters;
 mod walk;
 
+pub use core_file::CoreError;
+pub use core_file::CoreFile;
+pub use core_file::CoreProgram;
+pub use core_file::CoreThread;
 pub use examine::Standing;
 pub use examine::examine;
 pub use examine::stand;
+pub use glance::Glance;
+pub use glance::HeapGlance;
+pub use glance::glance;
+pub use glance::glance_at_heap;
 pub use layout::ArenaLayout;
 pub use layout::BINS;
 pub use layout::FAST_BINS;

@@ -26,6 +26,16 @@ const MOST: u64 = 1 << 56;
 /// Larger ones are addresses rather.
 const MOST_LIKELY: u64 = 1 << 44;
 
+/// What is known of a malloc whose parameters are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) arena: ArenaLayout,
+    /// The numbers of glibc's version, if it says it.
+    pub(super) version: Option<(u32, u32)>,
+    /// Whether it was built with thread caches, if its version has them: `libc_malloc_debug.so` was not.
+    pub(super) has_caches: bool,
+}
+
 /// What `mp_` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -68,31 +78,27 @@ impl Block {
     }
 
     /// The layout of which these are the parameters as they stand in the file.
-    fn initial_layout(
-        &self,
-        arena: ArenaLayout,
-        version: Option<(u32, u32)>,
-    ) -> Option<ParametersLayout> {
+    fn initial_layout(&self, kind: Kind) -> Option<ParametersLayout> {
         let is_initial = [0, 8, 16]
             .iter()
             .all(|offset| self.word(*offset) == DEFAULT_THRESHOLD)
             && self.word(24) == DEFAULT_ARENA_TEST;
-        is_initial.then(|| self.layout(arena, version)).flatten()
+        is_initial.then(|| self.layout(kind)).flatten()
     }
 
     /// The layout that the numbers which programs hardly ever change fit.
-    fn layout(&self, arena: ArenaLayout, version: Option<(u32, u32)>) -> Option<ParametersLayout> {
-        possible_layouts(arena, version).find(|layout| {
+    fn layout(&self, kind: Kind) -> Option<ParametersLayout> {
+        kind.layouts().find(|layout| {
             self.half(layout.mapped_count() + 4) == DEFAULT_MMAP_MAX
-                && layout
-                    .thread_caches()
+                && kind
+                    .caches(*layout)
                     .is_none_or(|offset| self.word(offset) == THREAD_CACHE_BINS)
         })
     }
 
     /// Whether all that is counted twice agrees: what tells parameters from other words where a program has changed those by
     /// which they are known.
-    fn agrees(&self, layout: ParametersLayout) -> bool {
+    fn agrees(&self, layout: ParametersLayout, kind: Kind) -> bool {
         let first = layout.mapped_count();
         let (many, most_ever) = (self.half(first), self.half(first + 8));
         let (bytes, most_bytes) = (
@@ -100,7 +106,7 @@ impl Block {
             self.word(layout.mapped_bytes() + 8),
         );
         // One bin for each 16 bytes from 24 on (malloc.c, `csize2tidx`).
-        let caches = layout.thread_caches().is_none_or(|offset| {
+        let caches = kind.caches(layout).is_none_or(|offset| {
             let (bins, bytes) = (self.word(offset), self.word(offset + 8));
             (1..=THREAD_CACHE_BINS).contains(&bins)
                 && bytes < MOST
@@ -136,26 +142,44 @@ impl Block {
     }
 }
 
-/// The layouts that go with a layout of arenas, the newest first.
-fn possible_layouts(
-    arena: ArenaLayout,
-    version: Option<(u32, u32)>,
-) -> impl Iterator<Item = ParametersLayout> {
-    // A version before a release calls itself by the one before: 2.34.9000.
-    let is_of = move |first: u32, last: u32| {
-        version.is_none_or(|(major, minor)| {
-            major == 2 && (first.saturating_sub(1)..=last).contains(&minor)
-        })
-    };
-    ParametersLayout::ALL
-        .into_iter()
-        .filter(move |layout| match layout {
-            ParametersLayout::From243 => arena == ArenaLayout::From243,
-            ParametersLayout::From235 => arena == ArenaLayout::From227 && is_of(35, u32::MAX),
-            ParametersLayout::From226 => arena != ArenaLayout::From243 && is_of(26, 34),
-            ParametersLayout::From224 => arena == ArenaLayout::UpTo226 && is_of(25, 25),
-            ParametersLayout::UpTo223 => arena == ArenaLayout::UpTo226 && is_of(0, 23),
-        })
+impl Kind {
+    /// The layouts that its parameters may have, the newest first.
+    fn layouts(self) -> impl Iterator<Item = ParametersLayout> {
+        // A version before a release calls itself by the one before: 2.34.9000.
+        let is_of = move |first: u32, last: u32| {
+            self.version.is_none_or(|(major, minor)| {
+                major == 2 && (first.saturating_sub(1)..=last).contains(&minor)
+            })
+        };
+        ParametersLayout::ALL
+            .into_iter()
+            .filter(move |layout| match layout {
+                ParametersLayout::From243 => self.arena == ArenaLayout::From243,
+                ParametersLayout::From235 => {
+                    self.arena == ArenaLayout::From227 && is_of(35, u32::MAX)
+                }
+                ParametersLayout::From226 => self.arena != ArenaLayout::From243 && is_of(26, 34),
+                ParametersLayout::From224 => self.arena == ArenaLayout::UpTo226 && is_of(25, 25),
+                ParametersLayout::UpTo223 => self.arena == ArenaLayout::UpTo226 && is_of(0, 23),
+            })
+    }
+
+    /// Bytes of the largest block that goes to a thread cache. Since 2.42 `tcache_max_bytes` is the chunk's size, and one more
+    /// (malloc.c, `do_set_tcache_max`).
+    fn largest_cached(self, max_bytes: u64) -> u64 {
+        let is_of_chunk = self.arena == ArenaLayout::From243
+            || self.version.is_some_and(|version| version >= (2, 42));
+        if is_of_chunk {
+            max_bytes.saturating_sub(1 + 8)
+        } else {
+            max_bytes
+        }
+    }
+
+    /// Offset of `tcache_bins`, if there are thread caches.
+    fn caches(self, layout: ParametersLayout) -> Option<usize> {
+        layout.thread_caches().filter(|_| self.has_caches)
+    }
 }
 
 /// Finds `mp_`: by its first values in the file of the memory where `main_arena` is, or beside it in memory.
@@ -163,19 +187,18 @@ pub(super) fn find(
     image: &dyn Image,
     stretch: &Stretch<'_>,
     main_arena: u64,
-    arena: ArenaLayout,
-    version: Option<(u32, u32)>,
+    kind: Kind,
 ) -> Option<Parameters> {
     let is_plausible = |parameters: &Parameters| {
         Block::read(image, parameters.address)
             .is_some_and(|block| block.is_plausible(parameters.layout))
     };
-    let mut found = in_file(image, stretch, main_arena, arena, version)
+    let mut found = in_file(image, stretch, main_arena, kind)
         .filter(is_plausible)
-        .or_else(|| in_memory(image, stretch, main_arena, arena, version))
-        .or_else(|| at_known_distance(image, main_arena, arena, version))?;
+        .or_else(|| in_memory(image, stretch, main_arena, kind))
+        .or_else(|| at_known_distance(image, main_arena, kind))?;
     // Both begin alike. `max_total_mem`, where the newer one has `sbrk_base`, was never counted.
-    if found.layout == ParametersLayout::From224 && version.is_none() {
+    if found.layout == ParametersLayout::From224 && kind.version.is_none() {
         let block = Block::read(image, found.address)?;
         let (newer, older) = (
             block.word(ParametersLayout::From224.break_base()),
@@ -198,8 +221,7 @@ fn in_file(
     image: &dyn Image,
     stretch: &Stretch<'_>,
     main_arena: u64,
-    arena: ArenaLayout,
-    version: Option<(u32, u32)>,
+    kind: Kind,
 ) -> Option<Parameters> {
     let file = image.file(stretch.mapping)?;
     let (start, end) = near(stretch, main_arena);
@@ -210,7 +232,7 @@ fn in_file(
         .checked_add(start.checked_sub(stretch.start)?)?;
     let length = file.read_at(&mut bytes, offset).ok()?;
     blocks(&bytes[..length], start).find_map(|(address, block)| {
-        let layout = block.initial_layout(arena, version)?;
+        let layout = block.initial_layout(kind)?;
         Some(Parameters { address, layout })
     })
 }
@@ -219,14 +241,13 @@ fn in_memory(
     image: &dyn Image,
     stretch: &Stretch<'_>,
     main_arena: u64,
-    arena: ArenaLayout,
-    version: Option<(u32, u32)>,
+    kind: Kind,
 ) -> Option<Parameters> {
     let (start, end) = near(stretch, main_arena);
     let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
     let length = image.read(start, &mut bytes);
     let mut found = blocks(&bytes[..length], start).filter_map(|(address, block)| {
-        let layout = block.layout(arena, version)?;
+        let layout = block.layout(kind)?;
         let fits = block.is_plausible(layout) && block.word(24) == DEFAULT_ARENA_TEST;
         fits.then_some(Parameters { address, layout })
     });
@@ -234,16 +255,11 @@ fn in_memory(
     found.next().is_none().then_some(first)
 }
 
-fn at_known_distance(
-    image: &dyn Image,
-    main_arena: u64,
-    arena: ArenaLayout,
-    version: Option<(u32, u32)>,
-) -> Option<Parameters> {
+fn at_known_distance(image: &dyn Image, main_arena: u64, kind: Kind) -> Option<Parameters> {
     let mut found = DISTANCES.into_iter().filter_map(|distance| {
         let address = main_arena.checked_sub(distance)?;
         let block = Block::read(image, address)?;
-        let layout = possible_layouts(arena, version).find(|layout| block.agrees(*layout))?;
+        let layout = kind.layouts().find(|layout| block.agrees(*layout, kind))?;
         Some(Parameters { address, layout })
     });
     let first = found.next()?;
@@ -258,13 +274,17 @@ fn blocks(bytes: &[u8], start: u64) -> impl Iterator<Item = (u64, Block)> {
 }
 
 /// How a malloc is set up now; `None` when its parameters cannot be read.
-pub(super) fn settings(image: &dyn Image, parameters: Parameters) -> Option<MallocSettings> {
+pub(super) fn settings(
+    image: &dyn Image,
+    parameters: Parameters,
+    kind: Kind,
+) -> Option<MallocSettings> {
     let block = Block::read(image, parameters.address)?;
     let layout = parameters.layout;
     if !block.is_plausible(layout) {
         return None;
     }
-    let caches = layout.thread_caches();
+    let caches = kind.caches(layout);
     let huge = layout.huge_pages();
     Some(MallocSettings {
         trim_threshold_bytes: block.word(0),
@@ -274,7 +294,7 @@ pub(super) fn settings(image: &dyn Image, parameters: Parameters) -> Option<Mall
         mmap_max: u64::from(block.half(layout.mapped_count() + 4)),
         arena_max: block.word(32),
         tcache_count: caches.map(|offset| block.word(offset + 16)),
-        tcache_max_bytes: caches.map(|offset| block.word(offset + 8)),
+        tcache_max_bytes: caches.map(|offset| kind.largest_cached(block.word(offset + 8))),
         thp_page_bytes: huge.map(|offset| block.word(offset)),
         huge_page_bytes: huge.map(|offset| block.word(offset + 8)),
     })

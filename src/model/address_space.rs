@@ -7,6 +7,8 @@ use super::calls::Call;
 use super::calls::CallCounts;
 use super::check;
 use super::check::Class;
+use super::explain::Explanation;
+use super::explain::Malloc;
 use super::growth::GrowthLog;
 use super::growth::Held;
 use super::growth::Owner;
@@ -70,6 +72,8 @@ struct Moment {
     allocator: Option<AllocatorCall>,
     /// From where, as the recorder keeps it.
     stack: Owner,
+    /// Why glibc's malloc made the call, if it is a move of anonymous memory.
+    explanation: Option<Explanation>,
 }
 
 /// Counters of the anonymous memory of an address space.
@@ -163,6 +167,8 @@ pub(super) struct AddressSpace {
     allocator: Option<Box<Allocator>>,
     /// The program's own heap as last looked through from outside.
     heap: Option<Box<Heap>>,
+    /// glibc's malloc, as seen at memory calls.
+    malloc: Option<Box<Malloc>>,
     latest_call: Option<LatestCall>,
 }
 
@@ -199,6 +205,7 @@ impl AddressSpace {
             detail: Some(Box::default()),
             allocator: None,
             heap: None,
+            malloc: None,
             latest_call: None,
         }
     }
@@ -224,6 +231,10 @@ impl AddressSpace {
         }
         self.regions = parent.regions.without_owners();
         self.program_break = parent.program_break.forked();
+        self.malloc = parent
+            .malloc
+            .as_ref()
+            .map(|malloc| Box::new(malloc.forked()));
         self.knowledge = match parent.knowledge {
             Knowledge::Outdated => Knowledge::Outdated,
             _ => Knowledge::Copied,
@@ -344,6 +355,48 @@ impl AddressSpace {
         }
     }
 
+    /// Why glibc's malloc made a call, if it did and that can be told.
+    fn explain(&mut self, event: &Event) -> Option<Explanation> {
+        let malloc = self.malloc.as_deref_mut()?;
+        let call = event.malloc.as_deref()?;
+        let page_size = self.page_size;
+        match &event.kind {
+            EventKind::Brk { before, after, .. } => {
+                let before = (*before).or(self.program_break.end())?;
+                if before == *after {
+                    malloc.break_refused(event.tid);
+                    return None;
+                }
+                Some(malloc.break_moved(call, before, *after))
+            }
+            EventKind::Mmap {
+                length,
+                protection,
+                flags,
+                result,
+                ..
+            } => {
+                result.done()?;
+                let bytes = mapped_length(*length, *flags, page_size);
+                malloc.mapped(event.tid, call, bytes, *protection, *flags)
+            }
+            EventKind::Munmap { length, result, .. } => {
+                result.done()?;
+                malloc.unmapped(call, page_up(*length, page_size))
+            }
+            EventKind::Mprotect {
+                address,
+                length,
+                result,
+                ..
+            } => {
+                result.done()?;
+                malloc.opened(call, *address, page_up(*length, page_size))
+            }
+            _ => None,
+        }
+    }
+
     /// Accounts for a memory call; other events are none of its business.
     pub(super) fn record_call(&mut self, event: &Event, stack: Owner) {
         let stack = self
@@ -356,6 +409,7 @@ impl AddressSpace {
             tid: event.tid,
             allocator: event.allocator,
             stack,
+            explanation: self.explain(event),
         };
         if moment.allocator.is_some() {
             self.latest_call = Some(LatestCall {
@@ -532,6 +586,7 @@ impl AddressSpace {
                 to,
                 allocator: moment.allocator.map(marked),
                 stack: moment.stack,
+                explanation: moment.explanation,
             });
             if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
                 latest.break_step = Some(detail.break_steps.total());
@@ -758,6 +813,7 @@ impl AddressSpace {
                 to: span.end,
                 allocator: moment.allocator.map(marked),
                 stack: moment.stack,
+                explanation: moment.explanation,
             });
             if let (Some(_), Some(latest)) = (moment.allocator, &mut self.latest_call) {
                 latest.anonymous_step = Some(detail.anonymous_steps.total());
@@ -820,6 +876,10 @@ impl AddressSpace {
                     .heap_error(event.time, event.pid, *error, stack);
             }
             EventKind::HeapWalked(walk) => self.allocator().walked(walk),
+            EventKind::MallocSeen(seen) => match &mut self.malloc {
+                Some(malloc) => malloc.changed(event.time, seen),
+                None => self.malloc = Some(Box::new(Malloc::new(seen, self.page_size))),
+            },
             EventKind::HeapExamined(examination) => {
                 match &mut self.heap {
                     Some(heap) => heap.examined(event.time, examination),
@@ -1036,7 +1096,9 @@ impl AddressSpace {
         let detail = self.detail.as_deref();
         let break_steps = Steps {
             total: self.program_break.grow_calls() + self.program_break.shrink_calls(),
-            kept: detail.map_or_else(Vec::new, |detail| detail.break_steps.kept()),
+            kept: detail.map_or_else(Vec::new, |detail| {
+                detail.break_steps.kept(self.malloc.as_deref())
+            }),
         };
         SpaceReport {
             id: self.id,
@@ -1065,6 +1127,7 @@ impl AddressSpace {
             },
             growth: self.growth_report(),
             call_paths: Vec::new(),
+            malloc: self.malloc.as_ref().map(|malloc| malloc.report()),
             heap: self.heap.as_ref().map(|heap| heap.last().clone()),
         }
     }
@@ -1087,10 +1150,9 @@ impl AddressSpace {
             lazily_freed_bytes: counted.lazily_freed_bytes,
             steps: Steps {
                 total: counted.grow_calls + counted.shrink_calls,
-                kept: self
-                    .detail
-                    .as_deref()
-                    .map_or_else(Vec::new, |detail| detail.anonymous_steps.kept()),
+                kept: self.detail.as_deref().map_or_else(Vec::new, |detail| {
+                    detail.anonymous_steps.kept(self.malloc.as_deref())
+                }),
             },
         }
     }

@@ -8,6 +8,9 @@ mod address_space;
 mod allocator;
 mod calls;
 mod check;
+mod explain;
+#[cfg(test)]
+mod explain_tests;
 mod growth;
 mod heap;
 mod layout;
@@ -186,7 +189,8 @@ impl Recorder {
             | EventKind::BlockSampled(_)
             | EventKind::SampleFreed { .. }
             | EventKind::HeapWalked(_)
-            | EventKind::HeapExamined(_) => self.allocator_event(event),
+            | EventKind::HeapExamined(_)
+            | EventKind::MallocSeen(_) => self.allocator_event(event),
         }
     }
 

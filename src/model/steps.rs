@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 
 use super::calls::Call;
+use super::explain::Explanation;
+use super::explain::Malloc;
 use crate::event::AllocatorCall;
 use crate::event::StackId;
 use crate::report;
@@ -32,6 +34,8 @@ pub(super) struct Step {
     /// Why the bundled allocator did it, if it was its doing.
     pub(super) allocator: Option<StepAllocator>,
     pub(super) stack: Option<StackId>,
+    /// Why glibc's malloc did it.
+    pub(super) explanation: Option<Explanation>,
 }
 
 /// What is known of a call of the bundled allocator's before its figures are read.
@@ -113,8 +117,8 @@ impl StepLog {
         }
     }
 
-    /// What was kept, in order and each once.
-    pub(super) fn kept(&self) -> Vec<report::Step> {
+    /// What was kept, in order and each once, with what malloc's arithmetic explains of it.
+    pub(super) fn kept(&self, malloc: Option<&Malloc>) -> Vec<report::Step> {
         let all = self.first.iter().chain(&self.last).chain(&self.largest);
         let by_number: BTreeMap<u64, Step> = all.copied().collect();
         by_number
@@ -130,6 +134,9 @@ impl StepLog {
                 to: step.to,
                 allocator: step.allocator,
                 stack: step.stack,
+                explanation: malloc
+                    .zip(step.explanation.as_ref())
+                    .map(|(malloc, explanation)| malloc.resolve(explanation)),
             })
             .collect()
     }
@@ -163,13 +170,14 @@ mod tests {
                 to: Address(0),
                 allocator: None,
                 stack: None,
+                explanation: None,
             });
         }
         log
     }
 
     fn numbers(log: &StepLog) -> Vec<u64> {
-        log.kept().iter().map(|step| step.number).collect()
+        log.kept(None).iter().map(|step| step.number).collect()
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Story {
     pub(super) fn event(&mut self, kind: EventKind) {
         self.time += 2_000;
         let event = Event {
+            malloc: None,
             time: Timestamp(self.time),
             pid: self.pid,
             tid: self.tid.unwrap_or(self.pid),
@@ -859,6 +860,7 @@ fn threads_are_counted_with_the_first() {
     story.event(EventKind::ThreadStarted);
     story.time += 1;
     let event = Event {
+        malloc: None,
         time: Timestamp(story.time),
         pid: 10,
         tid: 12,
@@ -1015,6 +1017,7 @@ fn the_timeline_follows_break_anonymous_and_resident_memory() {
 fn a_million_events_are_counted_exactly_and_kept_in_part() {
     let mut recorder = Story::launched().recorder;
     let mut event = Event {
+        malloc: None,
         time: Timestamp(0),
         pid: 10,
         tid: 10,
@@ -1326,6 +1329,7 @@ fn no_order_and_no_content_of_events_does_harm() {
                 })),
             };
             recorder.record(&Event {
+                malloc: None,
                 time: Timestamp(a ^ b),
                 pid: small,
                 tid: bits,

@@ -9,6 +9,7 @@ use super::table::Table;
 use super::words;
 use crate::event::Outcome;
 use crate::report::Comparison;
+use crate::report::InUseMeasure;
 use crate::report::Row;
 use crate::report::RowUnit;
 use crate::units::ByteSize;
@@ -157,6 +158,16 @@ fn remarks(comparison: &Comparison) -> Vec<String> {
                 words::count(column.differences, "difference", "differences")
             ));
         }
+    }
+    let measures = |measure| {
+        let mut columns = comparison.columns.iter();
+        columns.any(|column| column.in_use_is == Some(measure))
+    };
+    if measures(InUseMeasure::Requested) && measures(InUseMeasure::Usable) {
+        remarks.push(
+            "in use is what was asked for on the bundled malloc, and what the blocks hold, rounded up, on glibc's"
+                .to_owned(),
+        );
     }
     let several = comparison.columns.len() > 1 || comparison.runs > 1;
     if several && comparison.columns.iter().all(|column| column.same_result) {

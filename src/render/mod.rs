@@ -10,7 +10,9 @@ mod chart;
 mod comparison;
 mod export;
 mod format;
+mod heap;
 mod layout;
+mod page;
 pub(crate) mod style;
 mod symbols;
 pub(crate) mod table;
@@ -27,6 +29,8 @@ pub use export::ExportError;
 pub use export::Measure;
 pub use format::Format;
 pub use format::UnknownFormat;
+pub use heap::heap;
+pub use heap::heap_look;
 pub use symbols::symbols;
 
 use crate::report;

@@ -153,6 +153,7 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
         growth: Vec::new(),
         call_paths: Vec::new(),
         heap: None,
+        malloc: None,
         program_break,
     }
 }
@@ -178,6 +179,7 @@ fn moved_break(moves: &[i64]) -> BreakReport {
             report.shrunk_bytes += delta.unsigned_abs();
         }
         report.steps.kept.push(Step {
+            explanation: None,
             number: index as u64 + 1,
             time_ns: moment(index, moves.len()),
             tid: 4_711,
@@ -226,6 +228,7 @@ fn small_mappings() -> AnonymousReport {
 fn large_mappings(report: &mut Report, grown: u64, shrunk: u64, peak: u64) {
     let space = main(report);
     let step = |number: u64, delta_bytes: i64, call: &str, after_bytes: u64| Step {
+        explanation: None,
         number,
         time_ns: Timestamp(number * 100 * MILLISECOND),
         tid: 4_711,
@@ -671,7 +674,7 @@ fn verbose_but_short(mut report: Report) -> String {
     verbose(&report, 120)
 }
 
-fn compare(path: PathBuf, found: &str) {
+pub(super) fn compare(path: PathBuf, found: &str) {
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
         std::fs::write(&path, found).unwrap();
         return;

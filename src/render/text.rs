@@ -23,7 +23,9 @@ use super::allocator::HeapErrorPart;
 use super::allocator::Paragraph;
 use super::call_paths;
 use super::chart;
+use super::heap;
 use super::layout;
+use super::page::Page;
 use super::style::Line;
 use super::style::Tone;
 use super::table::Cell;
@@ -50,11 +52,7 @@ const LISTED_DIFFERENCES: usize = 3;
 
 /// Writes the report.
 pub(super) fn render(report: &Report, options: TextOptions) -> String {
-    let mut page = Page {
-        lines: Vec::new(),
-        width: options.width.max(TextOptions::NARROWEST),
-        verbose: options.verbose,
-    };
+    let mut page = Page::new(options);
     page.headlines(report);
     if let Some(space) = report.main() {
         page.numbers(report, space);
@@ -81,57 +79,7 @@ pub(super) fn render(report: &Report, options: TextOptions) -> String {
     page.paint(options.color)
 }
 
-/// The lines so far.
-struct Page {
-    lines: Vec<Line>,
-    width: usize,
-    verbose: bool,
-}
-
 impl Page {
-    fn paint(self, color: bool) -> String {
-        let width = self.width;
-        self.lines
-            .into_iter()
-            .map(|line| line.cut(width).paint(color) + "\n")
-            .collect()
-    }
-
-    fn push(&mut self, tone: Tone, text: &str) {
-        self.lines.push(Line::of(tone, text));
-    }
-
-    /// Text in as many lines as it needs, the later ones indented.
-    fn paragraph(&mut self, tone: Tone, text: &str) {
-        self.wrapped(tone, "", "  ", text);
-    }
-
-    /// Text after a word at the left edge, in as many lines as it needs, all of them right of that word.
-    fn entry(&mut self, tone: Tone, word: &str, text: &str) {
-        self.wrapped(tone, word, &" ".repeat(words::columns(word)), text);
-    }
-
-    fn wrapped(&mut self, tone: Tone, first: &str, later: &str, text: &str) {
-        let text = words::harmless(text);
-        if words::columns(first) + words::columns(&text) <= self.width {
-            self.push(tone, &format!("{first}{text}"));
-            return;
-        }
-        let room = self.width - words::columns(first).max(words::columns(later));
-        for (index, part) in words::wrap(&text, room).iter().enumerate() {
-            let indent = if index == 0 { first } else { later };
-            self.push(tone, &format!("{indent}{part}"));
-        }
-    }
-
-    /// Lines set off by an empty one; nothing if there are none.
-    fn section(&mut self, lines: Vec<Line>) {
-        if !lines.is_empty() {
-            self.lines.push(Line::default());
-            self.lines.extend(lines);
-        }
-    }
-
     /// The verdict, what ran, and the sums when there was more than one process.
     fn headlines(&mut self, report: &Report) {
         for part in allocator::heap_errors(report, self.verbose) {
@@ -200,11 +148,24 @@ impl Page {
         if let Some(sum) = allocator::sum(report, space) {
             self.section(sum.lines(self.width));
         }
+        self.heap(space);
         self.paragraphs(allocator::findings(report, space, self.verbose));
         if self.verbose {
             for table in allocator::details(space) {
                 self.section(table.lines(self.width));
             }
+        }
+    }
+
+    /// The heap of the program's own malloc, where it was looked through from outside.
+    fn heap(&mut self, space: &SpaceReport) {
+        for (index, text) in heap::section(space, self.verbose).iter().enumerate() {
+            let lead = if index == 0 {
+                "malloc    "
+            } else {
+                "          "
+            };
+            self.entry(Tone::Plain, lead, text);
         }
     }
 

@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::InUseMeasure;
 use super::Report;
 use super::Schema;
 use super::Tool;
@@ -53,6 +54,9 @@ pub struct Column {
     pub heap_errors: Option<u64>,
     /// Differences between the allocator's account, the kernel's, and `/proc`, over all runs.
     pub differences: u64,
+    /// What counts as in use here; `null` where the allocator told nothing.
+    #[serde(default)]
+    pub in_use_is: Option<InUseMeasure>,
 }
 
 /// What a row's numbers are.
@@ -169,9 +173,33 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         false,
         "of these, neither in use nor free, at the reading with the most",
         |report| {
-            let largest = report.main()?.allocator.as_ref()?.largest.as_ref()?;
+            let allocator = report.main()?.allocator.as_ref()?;
+            // Another is looked at now and then only, and perhaps not near its peak.
+            let counts = allocator.in_use_is == InUseMeasure::Requested;
+            let largest = allocator.largest.as_ref().filter(|_| counts)?;
             largest.figures.get("overhead_bytes")
         },
+    ),
+    (
+        "in_use_end",
+        RowUnit::Bytes,
+        false,
+        "not freed at the end: what was asked for on the bundled allocator, what the blocks hold on glibc's",
+        |report| at_end(report, "in_use_bytes"),
+    ),
+    (
+        "free_end",
+        RowUnit::Bytes,
+        false,
+        "kept free by the allocator at the end",
+        |report| at_end(report, "free_bytes")?.checked_add(at_end(report, "top_bytes")?),
+    ),
+    (
+        "obtained_end",
+        RowUnit::Bytes,
+        false,
+        "what the allocator had from the kernel at the end",
+        |report| at_end(report, "obtained_bytes"),
     ),
     (
         "resident_peak",
@@ -209,6 +237,12 @@ const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
         |report| Some(report.end.duration_ns.0),
     ),
 ];
+
+/// A figure of the allocator's as last read.
+fn at_end(report: &Report, name: &str) -> Option<u64> {
+    let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
+    last.figures.get(name)
+}
 
 #[expect(clippy::unnecessary_wraps, reason = "one of the measures")]
 fn calls(report: &Report, names: &[&str]) -> Option<u64> {
@@ -307,6 +341,10 @@ fn column(name: &str, runs: &[Run]) -> Column {
                     + own.map_or(0, |own| own.checks.differing + own.checks.sums_differing)
             })
             .sum(),
+        in_use_is: runs.iter().find_map(|run| {
+            let allocator = run.report.main()?.allocator.as_ref()?;
+            allocator.last.as_ref().map(|_| allocator.in_use_is)
+        }),
     }
 }
 

@@ -7,6 +7,7 @@
 mod allocator;
 mod comparison;
 mod culprit;
+mod explanation;
 mod focus;
 mod heap;
 mod json;
@@ -34,9 +35,33 @@ pub use comparison::Comparison;
 pub use comparison::Row;
 pub use comparison::RowUnit;
 pub use comparison::Run;
+pub use explanation::Explained;
+pub use explanation::MallocReport;
+pub use explanation::SettingsChange;
+pub use explanation::StepExplanation;
+pub use explanation::StepReason;
+pub use explanation::StepTerm;
+pub use explanation::StepTermKind;
 pub use focus::PathOrder;
 pub use focus::PathSelection;
+pub use heap::ClassGrowth;
+pub use heap::GrowthTrend;
+pub use heap::HEAP_SCHEMA_NAME;
+pub use heap::HEAP_SCHEMA_VERSION;
+pub use heap::HeapConfidence;
+pub use heap::HeapDocument;
+pub use heap::HeapGrowth;
+pub use heap::HeapLook;
+pub use heap::HeapLooks;
 pub use heap::HeapMoment;
+pub use heap::HeapSums;
+pub use heap::HeapTarget;
+pub use heap::HeapVerdict;
+pub use heap::HeapVerdictKind;
+pub use heap::MappedGrowth;
+pub use heap::chunk_sizes;
+#[cfg(test)]
+pub(crate) use heap::tests as heap_tests;
 pub use json::ReadError;
 pub use json::SCHEMA_NAME;
 pub use json::SCHEMA_VERSION;
@@ -236,6 +261,9 @@ pub struct SpaceReport {
     /// The bundled allocator's own account, or what was seen of the heap of the program's own malloc; `null` when nothing was.
     #[serde(default)]
     pub allocator: Option<AllocatorReport>,
+    /// glibc's malloc in it, as seen at memory calls; `null` where none was.
+    #[serde(default)]
+    pub malloc: Option<MallocReport>,
     /// The heap of the program's own malloc as last looked through from outside; `null` when that was not done.
     #[serde(default)]
     pub heap: Option<HeapMoment>,
@@ -370,6 +398,9 @@ pub struct Step {
     /// The call stack that did it; `null` when it was not recorded.
     #[serde(default)]
     pub stack: Option<StackId>,
+    /// Why glibc's malloc did it, and what its size is made of; `null` where that is not known.
+    #[serde(default)]
+    pub explanation: Option<StepExplanation>,
 }
 
 /// Sizes over time, in buckets of equal length; buckets in which nothing changed are left out.

@@ -5,10 +5,56 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::HeapDocument;
 use super::Report;
 
-const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/report.v1.schema.json");
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/report-schema.md");
+/// A kind of document, and where its schema and its documentation are.
+struct Published {
+    /// The type.
+    name: &'static str,
+    title: &'static str,
+    /// File names in `docs`.
+    schema: &'static str,
+    page: &'static str,
+    introduction: &'static str,
+    generate: fn() -> schemars::Schema,
+}
+
+const PUBLISHED: [Published; 2] = [
+    Published {
+        name: "Report",
+        title: "breaktrace report, version 1",
+        schema: "report.v1.schema.json",
+        page: "report-schema.md",
+        introduction: INTRODUCTION,
+        generate: || schemars::schema_for!(Report),
+    },
+    Published {
+        name: "HeapDocument",
+        title: "breaktrace heap, version 1",
+        schema: "heap.v1.schema.json",
+        page: "heap-schema.md",
+        introduction: HEAP_INTRODUCTION,
+        generate: || schemars::schema_for!(HeapDocument),
+    },
+];
+
+const HEAP_INTRODUCTION: &str = "\
+# A look at a heap as JSON
+
+`breaktrace heap --json` and `breaktrace heap -o heap.json` write one JSON document.
+[`heap.v1.schema.json`](heap.v1.schema.json) is its JSON Schema; this page says the same in words. Both are generated from
+the types in `src/report/heap` and `src/event/heap.rs`, and a test fails when they are not up to date.
+
+- `schema` names and numbers the format. Within a version, fields are only added: readers should pass over what they
+  do not know.
+- Sizes are bytes, as integers; sizes of chunks count their headers. Times are nanoseconds, as integers. Addresses are
+  hexadecimal strings, since 64-bit numbers do not survive every JSON reader.
+- What is not known is `null`; the field's description says why. Nothing unknown is ever 0.
+- Sentences (`summary`, `evidence`, `advice`, `doubts`) are for people and change from version to version; programs read
+  `verdict.kind`, `verdict.confidence`, `sums` and `growth`. For a check in a script:
+  `breaktrace heap --json PID | jq -e '.verdict.kind != \"fragmented\" and .sums.trimmable_bytes < 1e8'`.
+";
 
 const INTRODUCTION: &str = "\
 # The report as JSON
@@ -26,40 +72,44 @@ are generated from the types in `src/report/mod.rs`, and a test fails when they 
   and resident memory are not.
 ";
 
-fn generated_schema() -> Value {
-    let mut schema = schemars::schema_for!(Report);
-    schema.insert("title".into(), "breaktrace report, version 1".into());
+fn generated_schema(published: &Published) -> Value {
+    let mut schema = (published.generate)();
+    schema.insert("title".into(), published.title.into());
     schema.to_value()
 }
 
-fn is_up_to_date(path: &str, expected: &str) -> bool {
+fn expect_up_to_date(name: &str, expected: &str) {
+    let path = format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
-        std::fs::write(path, expected).unwrap();
+        std::fs::write(&path, expected).unwrap();
     }
-    std::fs::read_to_string(path).unwrap_or_default() == expected
+    let is_up_to_date = std::fs::read_to_string(&path).unwrap_or_default() == expected;
+    assert!(
+        is_up_to_date,
+        "{path} is out of date; rewrite it with UPDATE_EXPECTED=1 cargo test --lib schema"
+    );
 }
 
 #[test]
-fn the_committed_schema_is_that_of_the_types() {
-    let expected = serde_json::to_string_pretty(&generated_schema()).unwrap() + "\n";
-    assert!(
-        is_up_to_date(SCHEMA, &expected),
-        "{SCHEMA} is out of date; rewrite it with UPDATE_EXPECTED=1 cargo test --lib schema"
-    );
+fn the_committed_schemas_are_those_of_the_types() {
+    for published in PUBLISHED {
+        let schema = generated_schema(&published);
+        let expected = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        expect_up_to_date(published.schema, &expected);
+    }
 }
 
 #[test]
 fn every_field_is_documented() {
-    let schema = generated_schema();
-    let mut page = INTRODUCTION.to_owned();
-    section(&mut page, "Report", &schema);
-    for (name, definition) in schema["$defs"].as_object().unwrap() {
-        section(&mut page, name, definition);
+    for published in PUBLISHED {
+        let mut page = published.introduction.to_owned();
+        let schema = generated_schema(&published);
+        section(&mut page, published.name, &schema);
+        for (name, definition) in schema["$defs"].as_object().unwrap() {
+            section(&mut page, name, definition);
+        }
+        expect_up_to_date(published.page, &page);
     }
-    assert!(
-        is_up_to_date(DOCUMENT, &page),
-        "{DOCUMENT} is out of date; rewrite it with UPDATE_EXPECTED=1 cargo test --lib schema"
-    );
 }
 
 fn section(page: &mut String, name: &str, definition: &Value) {

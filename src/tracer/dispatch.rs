@@ -9,6 +9,7 @@ use super::call::Finished;
 use super::call::Pending;
 use super::call::Range;
 use super::call::Signed;
+use super::malloc_state::MallocFacts;
 use super::modules::Code;
 use super::proc;
 use super::stack::Walked;
@@ -27,6 +28,7 @@ use crate::event::AllocatorCall;
 use crate::event::CallResult;
 use crate::event::Event;
 use crate::event::EventKind;
+use crate::event::MallocCall;
 use crate::event::MapFlags;
 use crate::event::Mode;
 use crate::event::Notice;
@@ -53,6 +55,16 @@ struct Told {
     heard: Vec<EventKind>,
     /// From where it was made.
     stack: Option<StackId>,
+    /// How malloc stood.
+    malloc: MallocFacts,
+}
+
+/// What is told with an event besides what happened.
+#[derive(Default)]
+struct Circumstances {
+    allocator: Option<AllocatorCall>,
+    stack: Option<StackId>,
+    malloc: Option<Box<MallocCall>>,
 }
 
 impl Tracer {
@@ -234,11 +246,13 @@ impl Tracer {
             Some(_) | None => None,
         };
         let stack = self.walk_stack(tid, space, &finished, &heard);
+        let malloc = self.malloc_facts(tid, space, &finished, stack.as_ref());
         let told = |stack| Told {
             finished,
             by_allocator,
             heard,
             stack,
+            malloc,
         };
         if self.options.verify || unsure {
             // The tracee stands still until the snapshot is taken.
@@ -339,7 +353,15 @@ impl Tracer {
                 if let EventKind::NotDecoded { abi, .. } = &kind {
                     self.mention_undecoded(tid, &abi.clone());
                 }
-                self.record_in_order(tid, space, kind, told.by_allocator, told.stack);
+                if let Some(seen) = told.malloc.seen {
+                    self.record(tid, space, EventKind::MallocSeen(seen));
+                }
+                let circumstances = Circumstances {
+                    allocator: told.by_allocator,
+                    stack: told.stack,
+                    malloc: told.malloc.call,
+                };
+                self.record_in_order(tid, space, kind, circumstances);
             }
             Finished::AdviceTo { pidfd, events } => {
                 let target = proc::process_of_pidfd(tid, pidfd)
@@ -355,7 +377,11 @@ impl Tracer {
         }
         for kind in told.heard {
             let stack = told.stack.filter(|_| self.wants_stack_of(space, &kind));
-            self.record_in_order(tid, space, kind, None, stack);
+            let circumstances = Circumstances {
+                stack,
+                ..Circumstances::default()
+            };
+            self.record_in_order(tid, space, kind, circumstances);
         }
         self.release_delayed(tid);
     }
@@ -389,8 +415,7 @@ impl Tracer {
         tid: u32,
         space: SpaceId,
         kind: EventKind,
-        by_allocator: Option<AllocatorCall>,
-        stack: Option<StackId>,
+        circumstances: Circumstances,
     ) {
         let awaited = self.took_effect_after(tid, space, &kind);
         let queue = self.delayed.get(&space);
@@ -401,8 +426,9 @@ impl Tracer {
             return;
         };
         let event = Event {
-            allocator: by_allocator,
-            stack,
+            allocator: circumstances.allocator,
+            stack: circumstances.stack,
+            malloc: circumstances.malloc,
             ..event
         };
         if is_due {
@@ -573,12 +599,14 @@ impl Tracer {
             let program_break = original.and_then(|space| space.program_break);
             let bundled = original.map(|space| space.bundled.clone());
             let code = original.map(|space| space.code.forked());
+            let malloc = original.map(|space| space.malloc.clone());
             self.tracees.new_space(Space {
                 owner: child,
                 recorded,
                 program_break,
                 bundled: bundled.unwrap_or_default(),
                 code: code.unwrap_or_default(),
+                malloc: malloc.unwrap_or_default(),
                 ..Space::default()
             })
         };
@@ -808,6 +836,7 @@ impl Tracer {
         // An unrecorded child that shares the memory of a recorded process acts on its behalf.
         let pid = caller.map_or(state.owner, |(pid, _)| pid);
         Some(Event {
+            malloc: None,
             time: self.now(),
             pid,
             tid,

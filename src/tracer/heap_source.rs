@@ -74,6 +74,21 @@ impl LiveImage {
         }
     }
 
+    /// For reads at known places only: of mappings, files and pages nothing is known. Costs nothing to make.
+    pub(super) fn bare(tid: u32) -> Self {
+        Self {
+            tid: Cell::new(tid),
+            process: None,
+            mappings: Vec::new(),
+            page_size: proc::page_size(),
+            pagemap: None,
+            memory: OnceCell::new(),
+            can_scan: Cell::new(false),
+            read_bytes: Cell::new(0),
+            is_swapped: true,
+        }
+    }
+
     /// Likewise, with the mappings that it has now.
     pub(super) fn open(tid: u32) -> std::io::Result<Self> {
         Ok(Self::of_tracee(tid, mapping::read(tid)?))

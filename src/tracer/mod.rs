@@ -22,9 +22,11 @@ mod launch;
 mod launch_error;
 mod leaks;
 mod library;
+mod malloc_state;
 mod modules;
 mod perf_map;
 mod proc;
+mod process_facts;
 mod reachability;
 mod requests;
 mod rule;
@@ -59,6 +61,8 @@ pub use self::launch_error::LaunchError;
 pub use self::library::Allocator;
 pub use self::library::FolderProblem;
 pub use self::library::LibraryError;
+pub use self::process_facts::ProcessFacts;
+pub use self::process_facts::process_facts;
 pub use self::short_stop::ShortStop;
 pub use self::short_stop::ThreadAt;
 
@@ -464,6 +468,7 @@ impl Tracer {
     /// Hands out an event, whether or not its process is recorded.
     fn tell(&mut self, space: SpaceId, pid: u32, tid: u32, kind: EventKind) {
         let event = Event {
+            malloc: None,
             time: self.now(),
             pid,
             tid,

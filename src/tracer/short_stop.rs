@@ -44,7 +44,7 @@ const LONG_SLEEP: Duration = Duration::from_millis(1);
 const CLEAN_SCANS: u32 = 2;
 
 /// So often ended threads are taken note of while the tracing thread is busy.
-const REAP_INTERVAL: Duration = Duration::from_millis(2);
+const REAP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Signals by which a terminal stops us: the process would stand as long as we do.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
@@ -256,24 +256,21 @@ impl Standstill {
         let own_tid = nix::unistd::gettid().as_raw();
         let mut found = false;
         for tid in threads {
-            if matches!(self.states.get(&tid), Some(State::Asked | State::Stands(_)))
-                || attach::is_dead(tid)
-            {
+            if matches!(self.states.get(&tid), Some(State::Asked | State::Stands(_))) {
                 continue;
             }
-            found = true;
             // No options: its children are not ours, and it is told nothing by an exec.
             if let Err(errno) = sys::seize(tid, 0) {
-                let tracer = proc::status(tid).map(|status| status.tracerpid);
-                // It has ended meanwhile.
                 if attach::is_dead(tid) {
                     continue;
                 }
                 // Ours is one that was seized by another number, and has that of the first thread since an exec.
-                if tracer != Some(own_tid) {
+                let tracer = proc::status(tid).map(|status| status.tracerpid);
+                if tracer.is_some_and(|tracer| tracer != own_tid) {
                     return Err(attach::diagnose(pid, tid, errno));
                 }
             }
+            found = true;
             // ESRCH: it has ended, or has another number since an exec.
             if sys::interrupt(tid).is_ok() {
                 self.states.insert(tid, State::Asked);

@@ -46,6 +46,21 @@ pub(super) struct Walked {
     truncated: Option<Truncation>,
 }
 
+impl Walked {
+    /// How many frames from the innermost on lie in the same file as that one; `None` when there are none.
+    pub(super) fn depth_in_first_module(&self) -> Option<u32> {
+        let Frame::Code(module, _) = self.frames.first()? else {
+            return None;
+        };
+        let inside = self
+            .frames
+            .iter()
+            .take_while(|frame| matches!(frame, Frame::Code(other, _) if other == module))
+            .count();
+        u32::try_from(inside).ok()
+    }
+}
+
 impl Stacks {
     pub(super) fn new(mode: StackMode, depth: u32) -> Self {
         Self {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::bundled::Bundled;
 use super::call::Pending;
 use super::call::Range;
+use super::malloc_state::MallocState;
 use super::modules::Code;
 use super::proc;
 use super::stop::Resume;
@@ -93,6 +94,8 @@ pub(super) struct Space {
     pub(super) break_unsure: bool,
     /// The bundled allocator in it.
     pub(super) bundled: Bundled,
+    /// glibc's malloc in it.
+    pub(super) malloc: MallocState,
     /// Its code, as far as stacks needed it.
     pub(super) code: Code,
     /// Of threads that ended with their process, if leaks are to be looked for.

@@ -17,8 +17,6 @@ use super::ring;
 
 /// More relocations are not read; glibc's own libraries and static programs have some kilobytes.
 const MOST_RELOCATIONS: u64 = 2 << 20;
-/// A larger initialised part of a program is not searched.
-const MOST_DATA: u64 = 4 << 20;
 /// More candidates are not kept.
 const MOST_FOUND: usize = 16;
 const RELOCATION: usize = 24;
@@ -35,12 +33,17 @@ fn arena_of(place: u64, target: u64) -> Option<Found> {
     })
 }
 
-/// The arenas that the file declares; addresses are those in memory.
-pub(super) fn arenas(image: &dyn Image, elf: &Elf, file: Option<&File>) -> Vec<Found> {
-    let mut found = by_relocations(image, elf, file);
+/// The arenas that the file declares; addresses are those in memory. `left` is how many bytes may still be read.
+pub(super) fn arenas(
+    image: &dyn Image,
+    elf: &Elf,
+    file: Option<&File>,
+    left: &mut u64,
+) -> Vec<Found> {
+    let mut found = by_relocations(image, elf, file, left);
     if let Some(file) = file {
         found.retain(|found| is_initial(elf, file, *found));
-        found.extend(by_data(elf, file));
+        found.extend(by_data(elf, file, left));
     }
     for found in &mut found {
         found.address = found.address.wrapping_add(elf.bias);
@@ -48,12 +51,13 @@ pub(super) fn arenas(image: &dyn Image, elf: &Elf, file: Option<&File>) -> Vec<F
     found
 }
 
-fn by_relocations(image: &dyn Image, elf: &Elf, file: Option<&File>) -> Vec<Found> {
+fn by_relocations(image: &dyn Image, elf: &Elf, file: Option<&File>, left: &mut u64) -> Vec<Found> {
     let table = elf.dynamic(image, file).and_then(|dynamic| {
         let (address, bytes) = dynamic.relocations;
-        let mut table = vec![0; usize::try_from(bytes.min(MOST_RELOCATIONS)).ok()?];
+        let mut table = vec![0; usize::try_from(bytes.min(MOST_RELOCATIONS).min(*left)).ok()?];
         let length = elf.read(image, file, address, &mut table);
         table.truncate(length);
+        *left = left.saturating_sub(length as u64);
         Some(table)
     });
     table
@@ -89,21 +93,33 @@ fn writable(elf: &Elf) -> impl Iterator<Item = &Load> {
     elf.loads.iter().filter(|load| load.is_writable)
 }
 
-fn by_data(elf: &Elf, file: &File) -> Vec<Found> {
+/// Of more data than may be read the last is searched, as the C library is linked last.
+fn by_data(elf: &Elf, file: &File, left: &mut u64) -> Vec<Found> {
     let mut found = Vec::new();
     for load in writable(elf) {
-        let mut data = vec![0; usize::try_from(load.file_bytes.min(MOST_DATA)).unwrap_or(0)];
-        let length = file.read_at(&mut data, load.offset).unwrap_or(0);
+        let bytes = load.file_bytes.min(*left);
+        let start = load
+            .address
+            .wrapping_add(load.file_bytes - bytes)
+            .wrapping_add(7)
+            & !7;
+        let offset = load.offset.wrapping_add(start.wrapping_sub(load.address));
+        let mut data = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        let length = file.read_at(&mut data, offset).unwrap_or(0);
         data.truncate(length);
+        *left = left.saturating_sub(length as u64);
         let (words, _) = data.as_chunks::<8>();
         let of_load = words
             .iter()
-            .zip((load.address..).step_by(8))
-            .filter_map(|(target, place)| arena_of(place, u64::from_le_bytes(*target)))
+            .enumerate()
+            .filter_map(|(index, target)| {
+                let place = start.wrapping_add(8 * index as u64);
+                arena_of(place, u64::from_le_bytes(*target))
+            })
             .filter(|found| {
                 found
                     .address
-                    .checked_sub(load.address)
+                    .checked_sub(start)
                     .and_then(|offset| usize::try_from(offset).ok())
                     .zip(usize::try_from(found.layout.size()).ok())
                     .and_then(|(offset, size)| data.get(offset..offset.checked_add(size)?))

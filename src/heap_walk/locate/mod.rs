@@ -22,12 +22,13 @@ use super::layout::Parameters;
 use super::layout::ParametersLayout;
 use super::parameters;
 use super::parameters::Counts;
+use super::parameters::Kind;
 use crate::event::MallocSettings;
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
 
-/// More writable memory of a program is not searched in one look.
-const MOST_BYTES: u64 = 32 << 20;
+/// More of a program's variables and relocations is not searched in one look.
+const MOST_BYTES: u64 = 8 << 20;
 /// More files of a kind, or more mappings without a file, are not looked at.
 const MOST_FILES: usize = 1024;
 /// More files are not remembered: a handful of C libraries at most, but hostile programs may map more.
@@ -104,7 +105,7 @@ impl Module<'_> {
         let file = file.strip_suffix(" (deleted)").unwrap_or(file);
         if file.starts_with("libc.so") || file.starts_with("libc-2.") {
             Rank::Library
-        } else if file.starts_with("libc_malloc_debug.so") {
+        } else if is_companion(file) {
             Rank::Debugging
         } else if file.contains(".so") {
             Rank::Other
@@ -187,7 +188,19 @@ pub fn locate(image: &dyn Image) -> Vec<Located> {
 /// How a malloc is set up now; `None` when that was not found.
 #[must_use]
 pub fn settings(image: &dyn Image, located: &Located) -> Option<MallocSettings> {
-    parameters::settings(image, located.parameters?)
+    let kind = Kind {
+        arena: located.arena,
+        version: located.version.as_deref().and_then(version::numbers),
+        has_caches: !located.file.as_deref().is_some_and(is_companion),
+    };
+    parameters::settings(image, located.parameters?, kind)
+}
+
+/// Whether a file is the library that brings a malloc with checks beside the C library's; it has no thread caches.
+fn is_companion(path: &str) -> bool {
+    path.rsplit('/')
+        .next()
+        .is_some_and(|file| file.starts_with("libc_malloc_debug.so"))
 }
 
 pub(super) fn counts(image: &dyn Image, parameters: Parameters) -> Option<Counts> {
@@ -245,11 +258,7 @@ impl Locator {
         let library = found.iter().find_map(|located| located.version.clone());
         for located in &mut found {
             // It comes with the C library, and does not say its version itself.
-            let is_companion = located
-                .file
-                .as_deref()
-                .is_some_and(|file| file.contains("libc_malloc_debug.so"));
-            if is_companion {
+            if located.file.as_deref().is_some_and(is_companion) {
                 located.version.clone_from(&library);
             }
         }
@@ -342,10 +351,12 @@ fn search(
     left: &mut u64,
 ) -> Option<Located> {
     let stretches = module.writable();
-    let found = stretches
-        .iter()
-        .find_map(|stretch| ring::search(image, stretch, left))
-        .or_else(|| declared_in(image, module, elf?))?;
+    let found = in_file(image, module, elf, left).unwrap_or_else(|| {
+        stretches
+            .iter()
+            .find_map(|stretch| ring::search(image, stretch, left))
+            .or_else(|| declared_in(image, module, elf?, left))
+    })?;
     // Static programs do not say, and the companion has it from the library.
     let may_say = matches!(module.rank(), Rank::Library | Rank::Other);
     let version = may_say
@@ -354,8 +365,12 @@ fn search(
     let stretch = stretches
         .iter()
         .find(|stretch| (stretch.start..stretch.end).contains(&found.address));
-    let numbers = version.as_deref().and_then(version::numbers);
-    let located = describe(image, found, stretch, numbers)?;
+    let kind = Kind {
+        arena: found.layout,
+        version: version.as_deref().and_then(version::numbers),
+        has_caches: module.rank() != Rank::Debugging,
+    };
+    let located = describe(image, found, stretch, kind)?;
     Some(Located {
         file: Some(module.name.to_owned()),
         version,
@@ -363,18 +378,35 @@ fn search(
     })
 }
 
-/// The arena that the file declares, if memory does not speak against it.
-fn declared_in(image: &dyn Image, module: &Module<'_>, elf: &Elf) -> Option<Found> {
+/// What the file of a program declares; `None` where it cannot be asked. A program may have much data, mostly none of it a
+/// malloc's: read from its file, it is not brought into its memory. A library's is smaller than the way to its file.
+fn in_file(
+    image: &dyn Image,
+    module: &Module<'_>,
+    elf: Option<&Elf>,
+    left: &mut u64,
+) -> Option<Option<Found>> {
+    let elf = elf.filter(|_| module.rank() == Rank::Program)?;
+    let file = image.file(module.mappings.first()?)?;
+    let found = declared::arenas(image, elf, Some(&file), left);
+    Some(confirmed(image, found))
+}
+
+/// The arena that a library's file declares.
+fn declared_in(image: &dyn Image, module: &Module<'_>, elf: &Elf, left: &mut u64) -> Option<Found> {
     let file = module
         .mappings
         .first()
         .and_then(|mapping| image.file(mapping));
-    declared::arenas(image, elf, file.as_ref())
-        .into_iter()
-        .find(|found| {
-            ring::arena_bytes(image, found.address, found.layout)
-                .is_some_and(|bytes| ring::may_be_arena(image, *found, &bytes))
-        })
+    confirmed(image, declared::arenas(image, elf, file.as_ref(), left))
+}
+
+/// The first against which memory does not speak.
+fn confirmed(image: &dyn Image, found: Vec<Found>) -> Option<Found> {
+    found.into_iter().find(|found| {
+        ring::arena_bytes(image, found.address, found.layout)
+            .is_some_and(|bytes| ring::may_be_arena(image, *found, &bytes))
+    })
 }
 
 /// What memory tells of an arena that was found.
@@ -382,7 +414,7 @@ fn describe(
     image: &dyn Image,
     found: Found,
     stretch: Option<&Stretch<'_>>,
-    version: Option<(u32, u32)>,
+    kind: Kind,
 ) -> Option<Located> {
     let bytes = ring::arena_bytes(image, found.address, found.layout)?;
     Some(Located {
@@ -390,9 +422,8 @@ fn describe(
         version: None,
         main_arena: found.address,
         arena: found.layout,
-        parameters: stretch.and_then(|stretch| {
-            parameters::find(image, stretch, found.address, found.layout, version)
-        }),
+        parameters: stretch
+            .and_then(|stretch| parameters::find(image, stretch, found.address, kind)),
         is_used: ring::is_used(found.address, found.layout, &bytes),
     })
 }
@@ -431,6 +462,11 @@ fn in_resident(image: &dyn Image, mapping: &Mapping, left: &mut u64) -> Option<L
             mapping,
         };
         let found = ring::search(image, &stretch, left)?;
-        describe(image, found, Some(&stretch), None)
+        let kind = Kind {
+            arena: found.layout,
+            version: None,
+            has_caches: true,
+        };
+        describe(image, found, Some(&stretch), kind)
     })
 }

@@ -42,12 +42,16 @@ pub(super) fn is_used(address: u64, layout: ArenaLayout, arena: &[u8]) -> bool {
     top != 0 && top != address.wrapping_add(layout.top()) || word(arena, layout.next()) != address
 }
 
-/// Looks for a main arena in writable memory. `left` is how many bytes may still be read.
+/// Looks for a main arena in writable memory. `left` is how many bytes may still be read: the last ones, as the C library is
+/// linked last.
 pub(super) fn search(image: &dyn Image, stretch: &Stretch<'_>, left: &mut u64) -> Option<Found> {
     let overlap = ArenaLayout::From227.size();
     let length = usize::try_from(stretch.end.checked_sub(stretch.start)?).unwrap_or(PIECE);
     let mut bytes = vec![0; length.min(PIECE)];
-    let mut start = stretch.start.next_multiple_of(8);
+    let mut start = stretch
+        .start
+        .max(stretch.end.saturating_sub(*left))
+        .checked_next_multiple_of(8)?;
     while start < stretch.end && *left > 0 {
         let wanted = usize::try_from(stretch.end - start)
             .unwrap_or(PIECE)
@@ -70,8 +74,11 @@ fn search_piece(image: &dyn Image, start: u64, piece: &[u8]) -> Option<Found> {
     let (words, _) = piece.as_chunks::<8>();
     words
         .iter()
-        .zip((start..).step_by(8))
-        .flat_map(|(value, place)| candidates(u64::from_le_bytes(*value), place, start))
+        .enumerate()
+        .flat_map(|(index, value)| {
+            let place = start.wrapping_add(8 * index as u64);
+            candidates(u64::from_le_bytes(*value), place, start)
+        })
         .find(|found| {
             usize::try_from(found.address - start)
                 .ok()

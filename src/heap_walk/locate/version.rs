@@ -11,7 +11,7 @@ const LINE: usize = 256;
 /// Bytes read at a time.
 const PIECE: usize = 64 << 10;
 /// More constants of a library are not searched.
-const MOST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: u64 = 4 << 20;
 
 /// The version of the library with these mappings; `None` where it does not say.
 pub(super) fn read(image: &dyn Image, mappings: &[&Mapping]) -> Option<String> {

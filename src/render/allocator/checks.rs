@@ -2,6 +2,7 @@
 
 use crate::event::Outcome;
 use crate::report::AllocatorChecks;
+use crate::report::InUseMeasure;
 use crate::report::Report;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
@@ -22,7 +23,10 @@ pub(in crate::render) fn checks(report: &Report, verbose: bool) -> Vec<Paragraph
         .address_spaces
         .iter()
         .filter_map(|space| Some((space, space.allocator.as_ref()?)))
-        .filter(|(_, allocator)| allocator.last.is_some())
+        // The program's own malloc keeps no count of its calls that could be compared.
+        .filter(|(_, allocator)| {
+            allocator.last.is_some() && allocator.in_use_is == InUseMeasure::Requested
+        })
         .map(|(space, allocator)| (space, &allocator.checks))
         .collect();
     if told.is_empty() {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::heaps;
 use super::label;
 use crate::event::AllocatorChoice;
 use crate::event::EndReason;
@@ -99,10 +100,10 @@ pub(super) struct Sample {
     pub(super) value: String,
 }
 
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 impl Family {
-    fn new(name: &str, kind: Kind, help: &str) -> Self {
+    pub(super) fn new(name: &str, kind: Kind, help: &str) -> Self {
         Self {
             name: format!("breaktrace_{name}"),
             kind,
@@ -117,7 +118,7 @@ impl Family {
         self
     }
 
-    fn push(&mut self, labels: Labels, value: impl ToString) {
+    pub(super) fn push(&mut self, labels: Labels, value: impl ToString) {
         self.samples.push(Sample {
             labels,
             value: value.to_string(),
@@ -142,6 +143,7 @@ pub(super) fn of(report: &Report) -> Vec<Family> {
             .enumerate()
             .map(|(index, info)| allocator_figure(&spaces, index, info)),
     );
+    families.extend(heaps::families(&spaces));
     families.push(heap_errors(&spaces));
     families.extend(functions(&spaces));
     families
@@ -235,7 +237,7 @@ fn of_totals(report: &Report) -> Vec<Family> {
 }
 
 /// The labels of every sample of an address space.
-fn labels(space: &SpaceReport) -> Labels {
+pub(super) fn labels(space: &SpaceReport) -> Labels {
     vec![
         ("space", space.id.0.to_string()),
         ("program", label(&space.program)),
@@ -507,7 +509,7 @@ fn allocators(spaces: &[&SpaceReport]) -> Family {
     let mut family = Family::new(
         "allocator",
         Kind::Info,
-        "The malloc library of an address space, where it is not simply the C library's own.",
+        "The malloc library of an address space, where it is known.",
     );
     for space in spaces {
         let Some(allocator) = &space.allocator else {

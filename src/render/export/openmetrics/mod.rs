@@ -6,6 +6,7 @@
 //! and help of a counter whose family is named the new way. Neither gets timestamps, which that collector refuses.
 
 mod families;
+mod heaps;
 #[cfg(test)]
 mod tests;
 

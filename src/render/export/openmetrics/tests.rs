@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::event::HeapErrorKind;
+use crate::event::HeapExamination;
 use crate::event::SpaceId;
 use crate::render::allocator::tests::bundled;
 use crate::render::export::tests::every_report;
@@ -14,7 +15,12 @@ use crate::render::tests::program;
 use crate::report::CallPath;
 use crate::report::Growth;
 use crate::report::HeapErrorCount;
+use crate::report::HeapMoment;
+use crate::report::heap_tests::MIB;
+use crate::report::heap_tests::figures;
+use crate::report::heap_tests::one_arena;
 use crate::stats_page::COUNTERS;
+use crate::units::Timestamp;
 
 type Labels = BTreeMap<String, String>;
 
@@ -270,6 +276,41 @@ fn the_allocator_s_figures_bear_their_names() {
             read.value("breaktrace_allocator_info", &[("policy", "trim")]),
             number(1)
         );
+    }
+}
+
+#[test]
+fn looks_at_a_heap_are_samples_and_what_they_do_not_know_is_none() {
+    let mut report = program(&["x"], &[4096]);
+    let mut examination = one_arena(figures(10 * MIB, MIB, 30 * MIB, 0, 20 * MIB, 8 * MIB));
+    for read in both(&report) {
+        assert_eq!(read.value("breaktrace_malloc_in_use_bytes", &[]), None);
+        assert_eq!(read.value("breaktrace_malloc_info", &[]), None);
+    }
+    let moment = |examination: &HeapExamination| {
+        Some(HeapMoment {
+            time_ns: Timestamp(1),
+            examination: examination.clone(),
+        })
+    };
+    report.address_spaces[0].heap = moment(&examination);
+    for read in both(&report) {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let bytes = |bytes: u64| Some(bytes as f64);
+        let value = |name| read.value(name, &[("space", "1")]);
+        assert_eq!(value("breaktrace_malloc_in_use_bytes"), bytes(10 * MIB));
+        assert_eq!(value("breaktrace_malloc_trimmable_bytes"), bytes(20 * MIB));
+        assert_eq!(
+            value("breaktrace_malloc_out_of_reach_bytes"),
+            bytes(2 * MIB)
+        );
+        let verdict = [("verdict", "retained"), ("confidence", "all_hold")];
+        assert_eq!(read.value("breaktrace_malloc_info", &verdict), Some(1.0));
+    }
+    examination.heaps[0].total.trimmable_bytes = None;
+    report.address_spaces[0].heap = moment(&examination);
+    for read in both(&report) {
+        assert_eq!(read.value("breaktrace_malloc_trimmable_bytes", &[]), None);
     }
 }
 

@@ -1,0 +1,1 @@
+//! glibc's arithmetic on made-up facts.
