@@ -59,7 +59,7 @@ pub struct RecognisedAllocator {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum AllocatorRole {
-    /// `malloc` is its.
+    /// `malloc` is its; or the program has no malloc, and its blocks come from here, as in a program of Go without C.
     InCharge,
     /// It serves a part of the program beside malloc: Go's runtime in a program that also uses C.
     Beside,

@@ -9,6 +9,7 @@ use super::attach::AttachError;
 use super::heap_source::LiveImage;
 use super::short_stop::ShortStop;
 use super::sys;
+use crate::event::AllocatorRole;
 use crate::event::EventKind;
 use crate::event::ExaminationCost;
 use crate::event::GlibcHeap;
@@ -111,6 +112,13 @@ fn walk(image: &LiveImage, standing: Vec<Standing>, is_still: bool) -> Vec<Glibc
         .collect()
 }
 
+/// Whether a malloc is known to serve the program. If that is not glibc's, there is something to tell without any heap.
+fn is_any_in_charge(allocators: &[RecognisedAllocator]) -> bool {
+    allocators
+        .iter()
+        .any(|found| found.role == AllocatorRole::InCharge)
+}
+
 /// A heap under trace, of which what changes at any moment has been read.
 #[derive(Debug)]
 pub(super) struct HalfExamined {
@@ -131,13 +139,14 @@ impl HalfExamined {
             began: self.began,
         };
         let examination = look.examination(&self.image, self.allocators, heaps, Vec::new());
-        (!examination.heaps.is_empty()).then(|| EventKind::HeapExamined(Box::new(examination)))
+        let tells = !examination.heaps.is_empty() || is_any_in_charge(&examination.allocators);
+        tells.then(|| EventKind::HeapExamined(Box::new(examination)))
     }
 }
 
 impl Tracer {
     /// Reads what changes at any moment of the heap of an address space, through one of its threads; `None` when that is not
-    /// wanted, or nobody has called glibc's malloc.
+    /// wanted, or nobody has called glibc's malloc and no other serves.
     pub(super) fn half_examine(&mut self, tid: u32, space: SpaceId) -> Option<HalfExamined> {
         if !self.options.heap || !self.examines(space) {
             return None;
@@ -158,10 +167,10 @@ impl Tracer {
             .filter(|located| located.is_used)
             .filter_map(|located| heap_walk::stand(&image, located, pointers.as_deref()))
             .collect();
-        if standing.is_empty() {
+        let allocators = self.recogniser.recognise(&image, &located, Depth::Quick);
+        if standing.is_empty() && !is_any_in_charge(&allocators) {
             return None;
         }
-        let allocators = self.recogniser.recognise(&image, &located, Depth::Quick);
         Some(HalfExamined {
             began,
             image,

@@ -500,3 +500,23 @@ fn a_heap_looked_through_under_trace_comes_with_its_allocators() {
         assert_eq!(names, [("glibc malloc", "in_charge"), ("CPython", "above")]);
     }
 }
+
+#[test]
+fn a_program_under_trace_on_another_malloc_says_so_and_shows_no_heap() {
+    let (Some(python), Some(library)) = (python(), library("libjemalloc.so.2")) else {
+        return skip("no python3, or no libjemalloc.so.2");
+    };
+    let options = ["--allocator", library.to_str().unwrap()];
+    let traced = trace(
+        &options,
+        [python.as_os_str(), "-c".as_ref(), "pass".as_ref()],
+    );
+    let heap = traced.report.address_spaces[0].heap.as_ref().unwrap();
+    let found = &heap.examination.allocators;
+    assert_eq!(in_charge(found).name, "jemalloc");
+    assert_eq!(named(found, "glibc malloc").role, AllocatorRole::Unused);
+    assert!(heap.examination.heaps.is_empty());
+    // What cannot be seen is no figure.
+    let account = traced.report.address_spaces[0].allocator.as_ref();
+    assert!(account.is_none_or(|account| account.last.is_none()));
+}

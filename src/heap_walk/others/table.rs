@@ -441,7 +441,7 @@ pub(super) const GO: Known = Known {
 
 /// What goes with programs that are known to make a service of it.
 pub(super) const REDIS: &str =
-    " Redis tells itself: MEMORY STATS, MEMORY MALLOC-STATS; MEMORY PURGE gives back.";
+    ". Redis tells itself: MEMORY STATS, MEMORY MALLOC-STATS; MEMORY PURGE gives back";
 
 impl Known {
     /// Whether a file is called like one of its.

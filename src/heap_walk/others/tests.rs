@@ -185,12 +185,12 @@ impl<'a> Made64<'a> {
         for (index, name) in (1..).zip(self.exports) {
             made.write(base + 0x3000 + text, name.as_bytes());
             let entry = base + 0x2000 + 24 * index;
-            made.write(entry, &(text as u32).to_le_bytes());
+            made.write(entry, &u32::try_from(text).unwrap().to_le_bytes());
             made.write(entry + 6, &1_u16.to_le_bytes());
             made.words(entry + 8, &[0x4800 + 16 * index, 16]);
             text += name.len() as u64 + 1;
         }
-        let many = self.exports.len() as u32;
+        let many = u32::try_from(self.exports.len()).unwrap();
         let halves = |made: &mut Made, at: u64, values: &[u32]| {
             let bytes: Vec<u8> = values
                 .iter()
@@ -390,7 +390,7 @@ fn a_malloc_linked_into_the_program_is_known_by_its_texts() {
             Made64::new(LIBC, LOW, LIBC_EXPORTS),
         ])
     };
-    let text = b"<jemalloc>: error\05.2.1-0-gea6b3e973b477b8061e0076bb257dbd7f3faa756\0";
+    let text = b"<jemalloc>: error\x005.2.1-0-gea6b3e973b477b8061e0076bb257dbd7f3faa756\0";
     let found = recognise(&program(&["malloc"], text), &[glibc(false)]);
     assert_eq!(told(&found)[0], ("jemalloc", Some("5.2.1"), InCharge));
     // Under names of its own it serves only those who use these.
@@ -721,14 +721,14 @@ fn memory_that_lies_is_looked_through_within_bounds() {
             made.clone()
         };
         let pages: Vec<u64> = made.memory.keys().copied().collect();
+        let page = |number: u64| pages[usize::try_from(number % pages.len() as u64).unwrap()];
         for _ in 0..1 + next() % 64 {
-            let page = pages[(next() % pages.len() as u64) as usize];
-            let place = page + next() % 0x200 / 8 * 8;
+            let place = page(next()) + next() % 0x200 / 8 * 8;
             let value = match next() % 5 {
                 0 => 0,
                 1 => u64::MAX,
                 2 => next(),
-                3 => pages[(next() % pages.len() as u64) as usize] + next() % 4096,
+                3 => page(next()) + next() % 4096,
                 _ => next() % 256,
             };
             made.words(place, &[value]);

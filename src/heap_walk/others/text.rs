@@ -12,6 +12,10 @@ const PIECE: usize = 256 << 10;
 /// By so much pieces overlap: more than any text that is looked for.
 const OVERLAP: usize = 512;
 
+/// What is told of a text that was found: its number, what stands before it, what begins with it. Returns whether that was
+/// enough.
+type See<'a> = dyn FnMut(usize, &[u8], &[u8]) -> bool + 'a;
+
 /// Texts that are looked for all at once.
 pub(super) struct Wanted<'a> {
     texts: Vec<&'a [u8]>,
@@ -36,7 +40,7 @@ impl<'a> Wanted<'a> {
 
     /// Calls `see` with the number of each text that is found, what stands before it and what begins with it; stops when that
     /// says so.
-    fn search(&self, bytes: &[u8], see: &mut dyn FnMut(usize, &[u8], &[u8]) -> bool) -> bool {
+    fn search(&self, bytes: &[u8], see: &mut See<'_>) -> bool {
         for (place, byte) in bytes.iter().enumerate() {
             if !self.begins.get(usize::from(*byte)).is_some_and(|is| *is) {
                 continue;
