@@ -85,6 +85,7 @@ impl LiveImage {
             memory: OnceCell::new(),
             can_scan: Cell::new(false),
             read_bytes: Cell::new(0),
+            lazily_free: OnceCell::new(),
             is_swapped: true,
         }
     }

@@ -407,7 +407,9 @@ impl Account<'_> {
         let mut not_visible = find.known.not_visible.to_owned();
         let program = self.objects.list.first().map(Object::file_name);
         if role == AllocatorRole::InCharge
-            && program.is_some_and(|program| program.starts_with("redis-") || program.starts_with("valkey-"))
+            && program.is_some_and(|program| {
+                program.starts_with("redis-") || program.starts_with("valkey-")
+            })
         {
             not_visible.push_str(table::REDIS);
         }
