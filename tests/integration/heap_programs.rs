@@ -83,15 +83,15 @@ const FIELDS: [&str; 10] = [
 ///
 /// A structure of 80 bytes is returned where the caller says: it goes below the stack, out of anybody's way.
 fn truth_by_gdb(pid: u32) -> Option<([u64; 10], u64)> {
-    let place = "(unsigned long *)(($sp & ~0xfffUL) - 0x3000)";
+    let place = "(unsigned long *)(((unsigned long)$sp & ~0xfffUL) - 0x3000)";
     let before = anonymous(pid);
     let call = format!("call ((unsigned long (*)(unsigned long *))mallinfo2)({place})");
     let show = format!("x/10dg {place}");
     let told = gdb(pid, &[&call, &show])?;
     let values: Vec<u64> = told
         .lines()
-        .filter(|line| line.starts_with("0x"))
-        .filter_map(|line| line.split_once(':'))
+        .filter_map(|line| line.split_once(":\t"))
+        .filter(|(address, _)| address.starts_with("0x"))
         .flat_map(|(_, values)| values.split_whitespace())
         .filter_map(|value| value.parse().ok())
         .collect();
@@ -365,7 +365,7 @@ fn node_whose_threads_wait() {
     assert_eq!(number(&heap["total"], "not_found_bytes"), 0, "{heap:#}");
     let allocators = document["examination"]["allocators"].as_array().unwrap();
     assert!(
-        allocators.iter().any(|one| one["name"] == "V8"),
+        allocators.iter().any(|one| one["name"] == "V8 (Node.js)"),
         "{allocators:#?}"
     );
     running.finish().expect_code(0);
