@@ -21,6 +21,7 @@ mod foreign_abi;
 mod formats;
 mod heap;
 mod heap_command;
+mod heap_damage;
 mod heap_programs;
 mod hostile_files;
 mod kernel_view;
