@@ -189,6 +189,7 @@ fn cache_at(
 }
 
 /// A list that is being followed.
+#[derive(Clone)]
 struct List {
     bin: usize,
     at: u64,
@@ -196,7 +197,6 @@ struct List {
     count: Option<u64>,
     free_places: u64,
     chunks: u64,
-    links: Option<Links>,
 }
 
 /// The cache at an address, if there is one: if all its lists are what it says.
@@ -216,11 +216,6 @@ fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache
             [low, high] => u64::from(u16::from_le_bytes([*low, *high])),
             _ => 0,
         });
-    let mut cache = Cache {
-        address,
-        chunks: Vec::new(),
-        links: (layout == Layout::Bytes).then_some(Links::Plain),
-    };
     // What free places and chunks come to: the same for every bin.
     let mut places = slots.filter(|_| layout == Layout::Slots);
     let mut lists = Vec::new();
@@ -242,20 +237,38 @@ fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache
             count: is_counted.then_some(count),
             free_places: count,
             chunks: 0,
-            links: cache.links,
         });
     }
-    follow(image, lists, places, &mut cache)?;
-    Some(cache)
+    if lists.is_empty() {
+        return Some(Cache {
+            address,
+            chunks: Vec::new(),
+            links: (layout == Layout::Bytes).then_some(Links::Plain),
+        });
+    }
+    // A single link may make sense both ways: in a heap at low addresses (programs at fixed places have such) both lead
+    // close by. Followed to their ends, all lists do one way only.
+    let ways: &[Links] = match layout {
+        Layout::Bytes => &[Links::Plain],
+        Layout::Words | Layout::Slots => &[Links::Mangled, Links::Plain],
+    };
+    ways.iter().find_map(|links| {
+        follow(image, lists.clone(), places, *links).map(|chunks| Cache {
+            address,
+            chunks,
+            links: Some(*links),
+        })
+    })
 }
 
-/// Follows all lists side by side; `None` when one of them is not what the cache says.
+/// The chunks of all lists, followed side by side; `None` when one of them is not what the cache says.
 fn follow(
     image: &dyn Image,
     mut lists: Vec<List>,
     mut places: Option<u64>,
-    cache: &mut Cache,
-) -> Option<()> {
+    links: Links,
+) -> Option<Vec<CachedChunk>> {
+    let mut chunks = Vec::new();
     let (mut addresses, mut words) = (Vec::new(), Vec::new());
     while !lists.is_empty() {
         addresses.clear();
@@ -271,38 +284,32 @@ fn follow(
             let [Some(size), Some(link)] = *pair else {
                 return None;
             };
-            let chunk = cached_chunk(&list, size)?;
-            cache.chunks.push(chunk);
+            chunks.push(cached_chunk(&list, size)?);
             list.chunks += 1;
+            let ends = Links::of_last(list.at, link) == Some(links);
             let is_last = match list.count {
                 Some(count) => list.chunks == count,
                 None => match places {
                     Some(places) => list.chunks + list.free_places == places,
-                    None => Links::of_last(list.at, link).is_some(),
+                    None => ends,
                 },
             };
-            if list.chunks > LONGEST {
+            if list.chunks > LONGEST || (is_last && !ends) {
                 return None;
             }
             if is_last {
-                let links = Links::of_last(list.at, link)?;
-                if list.links.is_some_and(|known| known != links) {
-                    return None;
-                }
-                cache.links = Some(links);
                 let all = list.chunks + list.free_places;
                 if list.count.is_none() && *places.get_or_insert(all) != all {
                     return None;
                 }
                 continue;
             }
-            list.links = list.links.or(cache.links);
-            list.at = next_of(&mut list, link)?;
+            list.at = next_of(&list, link, links)?;
             going_on.push(list);
         }
         lists = going_on;
     }
-    Some(())
+    Some(chunks)
 }
 
 /// The chunk that a list has come to, if it belongs there.
@@ -321,34 +328,8 @@ fn cached_chunk(list: &List, size: u64) -> Option<CachedChunk> {
     })
 }
 
-/// Where a link leads; of the two ways to store one, the way that gives an address.
-fn next_of(list: &mut List, link: u64) -> Option<u64> {
-    let fits = |address: u64| {
-        address != 0 && address.is_multiple_of(CHUNK_ALIGNMENT) && address >> 56 == 0
-    };
-    let decoded = |links: Links| Some(links.decode(list.at, link)).filter(|next| fits(*next));
-    if let Some(links) = list.links {
-        return decoded(links);
-    }
-    match (decoded(Links::Plain), decoded(Links::Mangled)) {
-        (Some(next), None) => {
-            list.links = Some(Links::Plain);
-            Some(next)
-        }
-        (None, Some(next)) => {
-            list.links = Some(Links::Mangled);
-            Some(next)
-        }
-        // Both are multiples of 16: chunks of one cache lie near one another.
-        (Some(plain), Some(mangled)) => {
-            let is_plain = plain.abs_diff(list.at) < mangled.abs_diff(list.at);
-            list.links = Some(if is_plain {
-                Links::Plain
-            } else {
-                Links::Mangled
-            });
-            Some(if is_plain { plain } else { mangled })
-        }
-        (None, None) => None,
-    }
+/// Where a link leads; `None` when no chunk can be there.
+fn next_of(list: &List, link: u64, links: Links) -> Option<u64> {
+    let next = links.decode(list.at, link);
+    (next != 0 && next.is_multiple_of(CHUNK_ALIGNMENT) && next >> 56 == 0).then_some(next)
 }

@@ -404,7 +404,9 @@ impl Walk<'_> {
     /// A free chunk repeats its size at its end, and has links to its neighbours in a bin.
     fn look_at_free(&mut self, at: u64, size: u64, repeated: u64) {
         let is_near = |link: u64| {
+            // A list leads through its bin, so a chunk alone in it is never its own neighbour.
             link.is_multiple_of(CHUNK_ALIGNMENT)
+                && link != at
                 && ((self.stretch.memory.0..self.stretch.memory.1).contains(&link)
                     || (self.stretch.bins.0..self.stretch.bins.1).contains(&link))
         };
