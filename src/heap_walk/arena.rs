@@ -33,7 +33,7 @@ pub(super) struct ArenaState {
     pub(super) is_main: bool,
     pub(super) contiguous: bool,
     /// The first chunk of each fast bin.
-    pub(super) fast_bins: [u64; FAST_BINS as usize],
+    pub(super) fast_bins: [u64; FAST_BINS],
     /// The top chunk, and its size word.
     pub(super) top: u64,
     pub(super) top_bytes: u64,
@@ -58,7 +58,7 @@ impl ArenaState {
                 .map_or(0, u64::from_le_bytes)
         };
         let flags = u32::try_from(word(0) >> 32).unwrap_or_default();
-        let mut fast_bins = [0; FAST_BINS as usize];
+        let mut fast_bins = [0; FAST_BINS];
         if let Some(offset) = layout.fast_bins() {
             for (bin, index) in fast_bins.iter_mut().zip(0..) {
                 *bin = word(offset + 8 * index);

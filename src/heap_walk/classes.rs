@@ -7,6 +7,7 @@ const LARGEST_EXACT: u64 = 1024;
 const EXACT: usize = (LARGEST_EXACT / 16) as usize + 1;
 /// Beyond, each power of two has so many classes.
 const PARTS: u64 = 4;
+const CLASSES: usize = POWERS * 4;
 /// Powers of two from 1024 to the largest address.
 const POWERS: usize = 64 - 10;
 
@@ -23,7 +24,7 @@ impl Default for Classes {
     fn default() -> Self {
         Self {
             exact: [0; EXACT],
-            large: vec![(0, 0); POWERS * PARTS as usize],
+            large: vec![(0, 0); CLASSES],
         }
     }
 }

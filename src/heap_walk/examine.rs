@@ -469,7 +469,8 @@ impl Examiner<'_> {
         let end = state.end();
         let is_at_break = self.heap_mapping().is_some_and(|(_, heap_end)| {
             // The kernel shows the heap's mapping up to the page of the break.
-            state.contiguous && heap_end == end.next_multiple_of(self.image.page_size())
+            state.contiguous
+                && Some(heap_end) == end.checked_next_multiple_of(self.image.page_size())
         });
         let page = self.trim_unit();
         let drop_from = |start: u64| {
@@ -533,7 +534,7 @@ impl Examiner<'_> {
 
     fn sum_up(&self, walked: &[Walked], mapped: &MappedFound, is_still: bool) -> GlibcHeap {
         let standing = self.standing;
-        let arenas: Vec<Arena> = walked.iter().map(|arena| arena_of(arena)).collect();
+        let arenas: Vec<Arena> = walked.iter().map(arena_of).collect();
         let total = arenas
             .iter()
             .map(|arena| arena.figures)

@@ -234,20 +234,20 @@ struct NearMemory<'a> {
 }
 
 /// Pages kept at hand.
-const NEAR_PAGES: u64 = 2048;
+const NEAR_PAGES: usize = 2048;
 
 impl<'a> NearMemory<'a> {
     fn new(image: &'a dyn Image) -> Self {
         Self {
             image,
-            pages: vec![None; NEAR_PAGES as usize],
+            pages: vec![None; NEAR_PAGES],
             page_size: image.page_size(),
         }
     }
 
     fn word(&mut self, address: u64) -> Option<u64> {
         let start = address & !(self.page_size - 1);
-        let slot = usize::try_from(address / self.page_size % NEAR_PAGES).ok()?;
+        let slot = usize::try_from(address / self.page_size).ok()? % NEAR_PAGES;
         let offset = usize::try_from(address - start).ok()?;
         let page = self.pages.get_mut(slot)?;
         let is_at_hand = page.as_ref().is_some_and(|(at, _)| *at == start);

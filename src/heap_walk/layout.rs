@@ -74,7 +74,7 @@ impl ArenaLayout {
 }
 
 /// Fast bins of an arena.
-pub const FAST_BINS: u64 = 10;
+pub const FAST_BINS: usize = 10;
 /// Bins of an arena, the unsorted one included: pairs of pointers.
 pub const BINS: u64 = 127;
 

@@ -47,6 +47,10 @@ pub(super) struct Explanation {
 
 /// What a move is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few steps are kept, and most are growths"
+)]
 enum Shape {
     /// chunk + pad + smallest − left + rounding
     Growth(Growth),
@@ -172,6 +176,8 @@ pub(super) struct Malloc {
     places: Places,
     explained: Explained,
     page_size: u64,
+    /// The top at the last growth of the break.
+    last_growth: Option<(Address, u64)>,
     /// The mmap threshold became this, and no unmapping has explained it yet.
     raised_to: Option<u64>,
     /// A thread's call of brk was refused last: its next mapping goes on with the arena.
@@ -187,6 +193,7 @@ impl Malloc {
             places: Places::default(),
             explained: Explained::default(),
             page_size,
+            last_growth: None,
             raised_to: None,
             refused_in: None,
         }
@@ -269,7 +276,7 @@ impl Malloc {
     }
 
     fn break_grew(&mut self, call: &MallocCall, from: Address, bytes: u64) -> Explanation {
-        let settings = &self.seen.settings;
+        let settings = self.seen.settings;
         let left = if call.contiguous { call.top_bytes } else { 0 };
         let plain = |reason| Explanation {
             reason,
@@ -290,8 +297,12 @@ impl Malloc {
         };
         // What is no multiple of pages evens out what somebody else did to the break.
         let is_whole = bytes.is_multiple_of(self.page_size)
-            || from.0.wrapping_add(bytes).is_multiple_of(self.page_size);
-        if !is_whole {
+            || unit > self.page_size && from.0.wrapping_add(bytes).is_multiple_of(unit);
+        // The same top as at the last growth: malloc has not taken note of that yet, and this one only evens it out
+        // (`correction`), after somebody else moved the break.
+        let top = (call.top, call.top_bytes);
+        let is_correction = self.last_growth.replace(top) == Some(top) && call.top.0 != 0;
+        if !is_whole || is_correction {
             return plain(StepReason::Unexplained);
         }
         let least = most

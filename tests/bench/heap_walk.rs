@@ -8,6 +8,7 @@
 //! process_vm_readv(2) alone, in pieces of 256 KiB; walks through them as `breaktrace heap` does; and lets `breaktrace
 //! heap` do it as a process of its own. How long the program stands still is what breaktrace itself measures.
 
+#[allow(dead_code, reason = "the other benches use the rest")]
 mod support;
 
 use std::io;
