@@ -8,6 +8,7 @@ mod allocator;
 mod call_paths;
 mod chart;
 mod comparison;
+mod explanation;
 mod export;
 mod format;
 mod heap;

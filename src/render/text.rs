@@ -23,6 +23,7 @@ use super::allocator::HeapErrorPart;
 use super::allocator::Paragraph;
 use super::call_paths;
 use super::chart;
+use super::explanation;
 use super::heap;
 use super::layout;
 use super::page::Page;
@@ -121,6 +122,14 @@ impl Page {
         self.lines.extend(sizes(report, space).lines(self.width));
         if let Some(text) = call_paths::main_grower(report, space) {
             self.entry(Tone::Plain, "mostly    ", &text);
+        }
+        let largest = space.program_break.steps.kept.iter().rev();
+        if let Some(text) = largest
+            .max_by_key(|step| step.delta_bytes)
+            .filter(|step| step.delta_bytes > 0)
+            .and_then(explanation::sentence)
+        {
+            self.entry(Tone::Plain, "largest   ", &text);
         }
         let also = remarks(space);
         if !also.is_empty() {
@@ -240,12 +249,29 @@ impl Page {
                 by_allocator: allocator::last(space).is_some(),
             };
             self.section(all_steps(report, told, steps, self.width));
+            self.reasons(steps);
         }
         if !space.layout.is_empty() {
             self.section(layout::every_segment(space, self.width));
         }
         if !report.totals.calls.is_empty() {
             self.section(calls(report, space).lines(self.width));
+        }
+    }
+
+    /// What the size of each step is made of, where malloc's arithmetic tells.
+    fn reasons(&mut self, steps: &Steps) {
+        let mut is_first = true;
+        for step in &steps.kept {
+            if let Some(sentence) = explanation::sentence(step) {
+                if std::mem::take(&mut is_first) {
+                    self.section(vec![Line::of(
+                        Tone::Strong,
+                        "why so much, by glibc's own arithmetic",
+                    )]);
+                }
+                self.entry(Tone::Plain, &format!("{:>8}  ", step.number), &sentence);
+            }
         }
     }
 

@@ -669,6 +669,8 @@ fn is_call(event: &Value) -> bool {
         "snapshot",
         "notice",
         "recording_ended",
+        "malloc_seen",
+        "heap_examined",
         "module_seen",
         "function_seen",
         "stack_seen",
@@ -685,6 +687,7 @@ fn without_origin(event: &Value) -> Value {
     }
     // Where a call comes from its program does not tell.
     fields.remove("stack");
+    fields.remove("malloc");
     event
 }
 
