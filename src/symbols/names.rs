@@ -80,14 +80,15 @@ pub(super) fn names<'data, R: ReadRef<'data>>(
 struct Symbol<'data> {
     start: u64,
     bytes: u64,
-    /// The name, up to a zero, and whatever follows.
+    /// The name up to a zero, and whatever follows it in the table.
     name: &'data [u8],
 }
 
 impl<'data> Symbol<'data> {
     fn name(&self) -> &'data [u8] {
-        let end = self.name.iter().position(|byte| *byte == 0);
-        &self.name[..end.unwrap_or(self.name.len())]
+        // A little longer than any that is demangled: of what is longer only the beginning is shown.
+        let name = self.name.get(..=LONGEST_MANGLED).unwrap_or(self.name);
+        name.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 }
 
