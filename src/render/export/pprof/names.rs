@@ -124,7 +124,8 @@ pub(super) fn compared(name: &str) -> &str {
         let reserved = ["(anonymous namespace)", "operator()"].iter().find(|word| {
             word.find('(').is_some_and(|bracket| {
                 at.checked_sub(bracket)
-                    .is_some_and(|start| name[start..].starts_with(**word))
+                    .and_then(|start| name.get(start..))
+                    .is_some_and(|found| found.starts_with(**word))
             })
         });
         match reserved {
@@ -229,6 +230,8 @@ mod tests {
             ("A::operator()(int)", "A::operator()"),
             ("(anonymous namespace)::f(int)", "(anonymous namespace)::f"),
             ("(x)", ""),
+            // The eight bytes before the bracket begin inside a character.
+            ("é1234567(x)", "é1234567"),
             ("f((anonymous namespace)::g)", "f"),
         ] {
             assert_eq!(compared(name), short);
