@@ -299,7 +299,10 @@ fn damaged_interpreters_cost_bounded_reads_and_nothing_panics() {
     for round in 0..20_000 {
         let mut memory = sound.clone();
         for _ in 0..=random(&mut seed) % 4 {
-            let place = |seed: &mut u64| places[random(seed) as usize % places.len()];
+            let place = |seed: &mut u64| {
+                let at = random(seed) % places.len() as u64;
+                places[usize::try_from(at).unwrap()]
+            };
             let at = place(&mut seed);
             let word = match random(&mut seed) % 4 {
                 0 => place(&mut seed),
@@ -406,8 +409,10 @@ fn any_bytes_may_be_a_table_of_lines() {
     let mut seed = 0x2545_f491_4f6c_dd1d;
     for _ in 0..20_000 {
         let length = random(&mut seed) % 64;
-        let table: Vec<u8> = (0..length).map(|_| random(&mut seed) as u8).collect();
-        let first = i64::from(random(&mut seed) as i32);
+        let table: Vec<u8> = (0..length)
+            .map(|_| random(&mut seed).to_le_bytes()[0])
+            .collect();
+        let first = random(&mut seed).cast_signed() >> 32;
         for kind in [LineTable::Lnotab, LineTable::Pairs, LineTable::Locations] {
             for at in [0, random(&mut seed) % 256, u64::MAX] {
                 let line = kind.line(&table, first, at);
