@@ -9,6 +9,7 @@ use super::InUseMeasure;
 use super::Report;
 use super::Schema;
 use super::Tool;
+use super::json;
 use crate::event::Outcome;
 
 /// The name by which comparisons are known.
@@ -311,9 +312,7 @@ impl Comparison {
     /// Never: it holds only strings, numbers and lists.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("only string keys");
-        text.push('\n');
-        text
+        json::document(self)
     }
 }
 

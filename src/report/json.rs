@@ -1,6 +1,7 @@
 //! Reports as JSON: written with the schema's name and version, refused when they are not ours or too new.
 
 use serde::Deserialize;
+use serde::Serialize;
 
 use super::Report;
 
@@ -53,9 +54,38 @@ impl ReadError {
 /// Never: a report holds only strings, numbers and lists.
 #[must_use]
 pub fn to_json(report: &Report) -> String {
-    let mut text = serde_json::to_string_pretty(report).expect("a report has only string keys");
-    text.push('\n');
-    text
+    document(report)
+}
+
+/// A document as indented JSON with a final newline.
+///
+/// Such text is also written to terminals. JSON itself escapes control characters only below U+0020; those that names of
+/// the program may hold above it are escaped here. Whoever reads the document gets the names as they are.
+///
+/// # Panics
+///
+/// If a key is no string, which no document of ours has.
+pub(super) fn document(content: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(content).expect("a document has only string keys");
+    let mut out = String::with_capacity(text.len() + 1);
+    // Outside of strings JSON is ASCII without them.
+    for part in text.split_inclusive(is_high_control) {
+        let mut characters = part.chars();
+        match characters.next_back().filter(|last| is_high_control(*last)) {
+            Some(last) => {
+                out.push_str(characters.as_str());
+                out.push_str(&format!("\\u{:04x}", u32::from(last)));
+            }
+            None => out.push_str(part),
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// DEL, and the second set of control characters (ISO 6429, C1).
+fn is_high_control(character: char) -> bool {
+    matches!(character, '\u{7f}'..='\u{9f}')
 }
 
 /// Reads a report.
@@ -93,4 +123,34 @@ pub fn from_json(text: &str) -> Result<Report, ReadError> {
         }
     }
     serde_json::from_str(text).map_err(|error| ReadError::Foreign(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_names_stay_what_they_are() {
+        for code in (0..0x20).chain(0x7f..0xa0) {
+            let control = char::from_u32(code).unwrap();
+            let names = [
+                format!("{control}"),
+                format!("é{control}{control}]0;\u{a0}"),
+            ];
+            let text = document(&names);
+            assert!(
+                !text.contains(|character: char| character.is_control() && character != '\n'),
+                "{text:?}"
+            );
+            let read: Vec<String> = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, names);
+        }
+    }
+
+    #[test]
+    fn a_document_without_control_characters_is_plain_json() {
+        let names = ["", "malloc", "größer \u{a0}😀 \\u009b"];
+        let plain = serde_json::to_string_pretty(&names).unwrap() + "\n";
+        assert_eq!(document(&names), plain);
+    }
 }

@@ -386,7 +386,7 @@ fn read_debug_info(
         .enable_auto_reload(false)
         .enable_code_info(true)
         .enable_inlined_fns(true)
-        .enable_demangling(true)
+        .enable_demangling(false)
         .set_debug_dirs(Some(folders))
         .build();
     let source = Source::Elf(ElfSource::new(path));
@@ -433,7 +433,7 @@ fn function(name: &str, code: Option<&CodeInfo<'_>>) -> Function {
     // By these names glibc calls its own functions (include/libc-symbols.h, hidden_proto).
     let name = name.strip_prefix("__GI_").unwrap_or(name);
     Function {
-        name: names::shortened(name),
+        name: names::demangled(name),
         file: code.map(|code| names::shortened(&code.to_path().to_string_lossy())),
         line: code.and_then(|code| code.line),
     }

@@ -249,3 +249,89 @@ fn damaged_unwind_information_costs_its_stacks_and_nothing_else() {
     }
     assert!(short > 3, "the damage was not felt: {short}");
 }
+
+/// Functions that each ask for a megabyte.
+const NAMED_PROGRAM: &str = "#include <stdlib.h>
+#define ASKS(name) __attribute__((noinline, noclone)) char *name(void) \\
+    { char *memory = malloc(1 << 20); memory[0] = 1; return memory; }
+ASKS(escapes) ASKS(endless) ASKS(grows) ASKS(deep) ASKS(sound)
+int main(void) { return 5 - escapes()[0] - endless()[0] - grows()[0] - deep()[0] - sound()[0]; }
+";
+
+#[test]
+fn hostile_names_are_shown_harmlessly_and_in_part() {
+    let (Some(cc), Some(objcopy)) = (installed(&["cc"]), installed(&["objcopy"])) else {
+        return skip("there is no C compiler, or no objcopy");
+    };
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("named.c"), NAMED_PROGRAM).unwrap();
+    // Each level names the one before twice.
+    let levels: String = ["", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain((b'A'..=b'Z').map(|letter| char::from(letter).to_string()))
+        .skip(2)
+        .map(|before| format!("S_IS{before}_S{before}_E"))
+        .collect();
+    let names = format!(
+        "escapes \u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}\nendless {}\ngrows _Z1f1AI1BS0_E{levels}\ndeep _Z1f{}i\n",
+        "a".repeat(1 << 20),
+        "P".repeat(60_000)
+    );
+    std::fs::write(path("names"), names).unwrap();
+    let compiled = Command::new(cc)
+        .args(["-O1", "-o"])
+        .arg(path("plain"))
+        .arg(path("named.c"))
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    let mut option = std::ffi::OsString::from("--redefine-syms=");
+    option.push(path("names"));
+    let renamed = Command::new(objcopy)
+        .arg(option)
+        .args([path("plain"), path("named")])
+        .status()
+        .unwrap();
+    assert!(renamed.success());
+
+    let begin = Instant::now();
+    let ended = finish(
+        breaktrace()
+            .args(["run", "-v", "-o"])
+            .arg(path("report.json"))
+            .args(["-o", "-", "--format", "text", "--"])
+            .arg(path("named")),
+    );
+    assert!(begin.elapsed() < PATIENCE, "it took too long");
+    ended.expect_code(0);
+    let report = read(&path("report.json"));
+    let named: Vec<&str> = report
+        .address_spaces
+        .iter()
+        .flat_map(|space| &space.call_paths)
+        .filter(|call_path| call_path.growth.grown_bytes >= 1 << 20)
+        .filter_map(|call_path| Some(call_path.culprit.as_ref()?.name.as_str()))
+        .collect();
+    assert_eq!(named.len(), 5, "{named:?}");
+    assert!(named.iter().all(|name| name.chars().count() <= 4097));
+    for beginning in [
+        "\u{1b}]0;owned",
+        "aaaaaaaa",
+        "f(A<B, B>, A<A<B, B>, ",
+        "_Z1fPPPP",
+        "sound",
+    ] {
+        assert!(
+            named.iter().any(|name| name.starts_with(beginning)),
+            "{beginning:?}: {named:?}"
+        );
+    }
+    let shown = ended.stdout + &ended.stderr;
+    assert!(shown.contains("owned"));
+    let is_harmful =
+        |character: char| (character.is_control() && character != '\n') || character == '\u{202e}';
+    assert!(!shown.contains(is_harmful));
+    assert!(shown.lines().all(|line| line.chars().count() < 20_000));
+}

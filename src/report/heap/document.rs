@@ -12,6 +12,7 @@ use crate::event::HeapExamination;
 use crate::event::ProcessMemory;
 use crate::report::Schema;
 use crate::report::Tool;
+use crate::report::json;
 
 /// The name by which these documents are known.
 pub const HEAP_SCHEMA_NAME: &str = "breaktrace.heap";
@@ -97,8 +98,6 @@ impl HeapDocument {
     /// Never: it holds only strings, numbers and lists.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("only string keys");
-        text.push('\n');
-        text
+        json::document(self)
     }
 }

@@ -166,6 +166,12 @@ pub(super) enum Problem {
     NoVersion,
     /// Its version is not known.
     Unknown(Version),
+    /// It is an interpreter of Python, but none of those that are known.
+    Other,
+    /// Its file does not say where its variables and the function that evaluates frames are.
+    Stripped,
+    /// Some of its frames could not be read, or are not what they should be.
+    Frames,
     /// Its own table of offsets makes no sense.
     Table(Version),
     /// It does not say which thread is which in a way that could be seen on this machine.
@@ -197,6 +203,18 @@ impl std::fmt::Display for Problem {
             Self::Unknown(version) => write!(
                 f,
                 "Python functions are not visible: this is CPython {version}, known are 3.8 to 3.13"
+            ),
+            Self::Other => write!(
+                f,
+                "Python functions are not visible: this interpreter is none of CPython 3.8 to 3.13"
+            ),
+            Self::Stripped => write!(
+                f,
+                "Python functions are not visible: the interpreter's file is stripped of its symbols"
+            ),
+            Self::Frames => write!(
+                f,
+                "some Python functions are not visible: the interpreter's frames could not be followed to their end"
             ),
             Self::Table(version) => write!(
                 f,

@@ -1,7 +1,6 @@
 //! Where Python functions stand among native frames.
 
 use crate::event::Frame;
-use crate::event::Truncation;
 
 /// The frames of both kinds in one order, innermost first.
 ///
@@ -9,20 +8,23 @@ use crate::event::Truncation;
 /// `ends` says after how many Python frames each call of the evaluating function ends, innermost first; those behind the
 /// last end belong to a call of which the outer part was not read.
 ///
-/// If a whole native stack has more or fewer such calls than Python has, it cannot be told what belongs where. Then all
-/// Python functions stand after the outermost: their own order is right, and so is that of the native frames.
+/// Either stack may lack its outer frames; both are then told from the innermost on. If a whole native stack has fewer such
+/// calls than Python has, or both are whole and differ in their number, it cannot be told what belongs where. Then all
+/// Python functions stand after the outermost call: their own order is right, and so is that of the native frames.
 pub(super) fn merged(
     native: &[Frame],
     evaluates: impl Fn(&Frame) -> bool,
     python: &[Frame],
     ends: &[usize],
-    truncated: Option<Truncation>,
+    is_native_whole: bool,
+    is_python_whole: bool,
 ) -> Vec<Frame> {
     let calls = native.iter().filter(|frame| evaluates(frame)).count();
     let mut merged = Vec::with_capacity(native.len() + python.len());
     let ends_last = ends.last().copied().unwrap_or(0);
     let groups = ends.len() + usize::from(ends_last < python.len());
-    if calls == groups || truncated.is_some() {
+    let is_told = calls == groups || !is_native_whole || (!is_python_whole && groups < calls);
+    if is_told {
         let mut told = 0;
         let mut ends = ends.iter().copied().chain([python.len()]);
         for frame in native {

@@ -82,7 +82,7 @@ impl Space {
             module,
             version: Version::from_file_name(path),
             version_at: symbols.version.map(|address| address.wrapping_add(bias)),
-            runtime: symbols.runtime.wrapping_add(bias),
+            runtime: symbols.runtime.unwrap_or_default().wrapping_add(bias),
             evaluates: symbols
                 .evaluates
                 .iter()
@@ -91,7 +91,7 @@ impl Space {
                     Some(start..start.saturating_add(range.end - range.start))
                 })
                 .collect(),
-            layout: None,
+            layout: symbols.problem().map(Err),
             threads: HashMap::new(),
             objects: CodeObjects::default(),
         };
@@ -149,6 +149,8 @@ struct Chain {
     frames: Vec<PythonFrame>,
     /// After how many frames each call of the evaluating function ends.
     ends: Vec<usize>,
+    /// All frames that were asked for could be read.
+    is_whole: bool,
 }
 
 /// Python in all stacks of a recording.
@@ -184,7 +186,10 @@ impl Python {
             match library.layout(memory) {
                 Some(Ok(layout)) => {
                     self.chain = library.chain(memory, &layout, who, most);
-                    if self.chain.is_some() {
+                    if let Some(chain) = &self.chain {
+                        if !chain.is_whole {
+                            self.mention(Problem::Frames);
+                        }
                         return;
                     }
                 }
@@ -233,7 +238,14 @@ impl Python {
             }
             Frame::Interpreted { .. } => false,
         };
-        *frames = merge::merged(frames, evaluates, &python, &chain.ends, *truncated);
+        *frames = merge::merged(
+            frames,
+            evaluates,
+            &python,
+            &chain.ends,
+            truncated.is_none(),
+            chain.is_whole,
+        );
         if frames.len() > most {
             frames.truncate(most);
             *truncated = Some(Truncation::Depth);
@@ -290,13 +302,18 @@ impl Library {
         let currents = self.current_frames(memory, layout, who)?;
         let mut raw = Vec::new();
         let mut ends = Vec::new();
+        let mut is_whole = true;
         for current in currents {
-            walk(memory, layout, current, most, &mut raw, &mut ends)?;
+            if walk(memory, layout, current, most, &mut raw, &mut ends).is_none() {
+                is_whole = false;
+                break;
+            }
         }
         let objects = self
             .objects
             .get(memory, layout, raw.iter().map(|(code, _)| *code));
         ends.retain(|end| *end <= objects.len());
+        is_whole &= objects.len() == raw.len();
         let frames: Vec<PythonFrame> = objects
             .into_iter()
             .zip(&raw)
@@ -305,12 +322,13 @@ impl Library {
                 place: *place,
             })
             .collect();
-        (!frames.is_empty()).then(|| Chain {
+        (!frames.is_empty() || !is_whole).then(|| Chain {
             module: self.module,
             evaluates: self.evaluates.clone(),
             layout: *layout,
             frames,
             ends,
+            is_whole,
         })
     }
 
@@ -428,7 +446,8 @@ impl ThreadStates {
     }
 }
 
-/// Follows frames outwards: their code and place, and where calls of the evaluating function end. `None` if they go round.
+/// Follows frames outwards: their code and place, and where calls of the evaluating function end. `None` if they could not
+/// be followed to their end; those that go round are none at all.
 fn walk(
     memory: &dyn Memory,
     layout: &Layout,
@@ -440,12 +459,16 @@ fn walk(
     let mut bytes = vec![0; layout.frame_bytes];
     let mut seen = std::collections::HashSet::new();
     let mut at = innermost;
+    let (frames_before, ends_before) = (frames.len(), ends.len());
     while at != 0 && frames.len() < most {
         if !seen.insert(at) {
+            frames.truncate(frames_before);
+            ends.truncate(ends_before);
             return None;
         }
-        if memory.read(at, &mut bytes) < bytes.len() {
-            return Some(());
+        // Frames that stand for calls of the evaluating function are no more than the others, and are not counted there.
+        if seen.len() > most.saturating_mul(4) || memory.read(at, &mut bytes) < bytes.len() {
+            return None;
         }
         let word = |offset: usize| Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?));
         let byte = |offset: usize| bytes.get(offset).copied();

@@ -1,6 +1,8 @@
 //! pprof's profile.proto, gzipped
 //! (<https://github.com/google/pprof/blob/main/proto/profile.proto>, which gives the numbers of the fields).
 
+mod names;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -65,9 +67,27 @@ struct Profile<'a> {
     table: StackTable<'a>,
     message: Message,
     strings: Interned<String>,
-    functions: Interned<(String, Option<String>)>,
+    functions: Interned<NamedFunction>,
     locations: Interned<Location>,
-    samples: BTreeMap<(Vec<u64>, u32, u64), Vec<u64>>,
+    samples: BTreeMap<SampleKey, Vec<u64>>,
+}
+
+/// What tells samples apart: numbers of locations, the innermost first, and the labels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct SampleKey {
+    stack: Vec<u64>,
+    pid: u32,
+    space: u32,
+    /// The number of a string.
+    program: u64,
+}
+
+/// What tells functions apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct NamedFunction {
+    name: String,
+    system_name: Option<String>,
+    file: Option<String>,
 }
 
 /// A place, or what stands for one.
@@ -171,7 +191,12 @@ impl<'a> Profile<'a> {
         let program = self.text(&file_name(&space.program));
         let sums = self
             .samples
-            .entry((stack, space.pid, program))
+            .entry(SampleKey {
+                stack,
+                pid: space.pid,
+                space: space.id.0,
+                program,
+            })
             .or_insert_with(|| vec![0; values.len()]);
         for (sum, value) in sums.iter_mut().zip(values) {
             *sum = sum.saturating_add(value).min(i64::MAX.unsigned_abs());
@@ -204,18 +229,20 @@ impl<'a> Profile<'a> {
     }
 
     fn samples(&mut self) {
-        for ((stack, pid, program), values) in std::mem::take(&mut self.samples) {
+        for (key, values) in std::mem::take(&mut self.samples) {
             let mut sample = Message::default();
-            sample.numbers(1, stack);
+            sample.numbers(1, key.stack);
             sample.numbers(2, values);
             let mut label = Message::default();
             label.number(1, self.text("program"));
-            label.number(2, program);
+            label.number(2, key.program);
             sample.message(3, &label);
-            let mut label = Message::default();
-            label.number(1, self.text("pid"));
-            label.number(3, u64::from(pid));
-            sample.message(3, &label);
+            for (name, value) in [("pid", key.pid), ("space", key.space)] {
+                let mut label = Message::default();
+                label.number(1, self.text(name));
+                label.number(3, u64::from(value));
+                sample.message(3, &label);
+            }
             self.message.message(2, &sample);
         }
     }
@@ -275,7 +302,12 @@ impl<'a> Profile<'a> {
             };
             for function in functions {
                 let mut line = Message::default();
-                let key = (name_of(&function), function.file);
+                let (name, system_name) = names::of(&function);
+                let key = NamedFunction {
+                    name,
+                    system_name,
+                    file: function.file,
+                };
                 line.number(1, self.functions.position(key) + 1);
                 line.number(2, function.line.map_or(0, u64::from));
                 location.message(4, &line);
@@ -285,13 +317,14 @@ impl<'a> Profile<'a> {
     }
 
     fn functions(&mut self) {
-        for (number, (name, file)) in (1..).zip(std::mem::take(&mut self.functions.values)) {
-            let name = self.text(&name);
-            let file = file.map_or(0, |file| self.text(&file));
+        for (number, function) in (1..).zip(std::mem::take(&mut self.functions.values)) {
+            let name = self.text(&function.name);
+            let mut optional = |text: Option<String>| text.map_or(0, |text| self.text(&text));
+            let (system_name, file) = (optional(function.system_name), optional(function.file));
             let mut function = Message::default();
             function.number(1, number);
             function.number(2, name);
-            function.number(3, name);
+            function.number(3, system_name);
             function.number(4, file);
             self.message.message(5, &function);
         }
@@ -311,7 +344,7 @@ impl<'a> Profile<'a> {
                     continue;
                 };
                 for (number, function) in (0..).zip(self.table.functions(frame)) {
-                    let name = without_arguments(&name_of(&function)).to_owned();
+                    let name = names::compared(&names::of(&function).0).to_owned();
                     if (depth, number) < (culprit.depth, culprit.function) {
                         inside.insert(name);
                     } else {
@@ -324,7 +357,7 @@ impl<'a> Profile<'a> {
             .into_iter()
             .filter(|name| !outside.contains(name))
             .take(MOST_DROPPED)
-            .map(|name| escaped(&name))
+            .map(|name| names::escaped(&name))
             .collect();
         if !names.is_empty() {
             let expression = self.text(&names.join("|"));
@@ -352,42 +385,6 @@ impl<'a> Profile<'a> {
             .collect::<Vec<_>>();
         self.message.numbers(13, comments);
     }
-}
-
-/// A function's name. What stands in angle brackets pprof takes for arguments of templates and leaves out, and with it the
-/// whole of Python's `<module>`.
-fn name_of(function: &NamedFrame) -> String {
-    if function.is_interpreted {
-        function.name.replace('<', "[").replace('>', "]")
-    } else {
-        function.name.clone()
-    }
-}
-
-/// A function's name as pprof compares it: without arguments (profile/prune.go, `simplifyFunc`).
-fn without_arguments(name: &str) -> &str {
-    let is_reserved = |rest: &str| {
-        ["(anonymous namespace)", "()"]
-            .iter()
-            .any(|word| rest.starts_with(word))
-            && rest != "()"
-    };
-    name.match_indices('(')
-        .map(|(at, _)| at)
-        .find(|at| *at > 0 && !is_reserved(&name[*at..]))
-        .map_or(name, |at| &name[..at])
-}
-
-/// A name as a regular expression of Go's that matches nothing else.
-fn escaped(name: &str) -> String {
-    let mut text = String::new();
-    for character in name.chars() {
-        if r"\.+*?()|[]{}^$".contains(character) {
-            text.push('\\');
-        }
-        text.push(character);
-    }
-    text
 }
 
 /// The position of a frame's module.
@@ -508,7 +505,7 @@ mod tests {
                 "malloc",
                 "fast.so+0x1234",
                 "load",
-                "[module]"
+                "<module>"
             ]
         );
         let inlined = profile
@@ -550,7 +547,7 @@ mod tests {
                 let known = 1..=locations.len() as u64;
                 assert!(sample.numbers(1).iter().all(|id| known.contains(id)));
                 assert_eq!(sample.numbers(2).len(), types.len());
-                assert_eq!(sample.messages(3).len(), 2);
+                assert_eq!(sample.messages(3).len(), 3);
             }
             for location in &locations {
                 if location.number(2) != 0 {
