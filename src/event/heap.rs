@@ -324,7 +324,7 @@ pub enum CheckOutcome {
     Holds,
     /// It does not hold, and nothing explains it: figures may be wrong.
     Fails,
-    /// It does not hold exactly, as the program ran meanwhile.
+    /// It does not hold exactly, as the program ran meanwhile, or a thread stood in the middle of malloc.
     Moving,
     /// It could not be checked.
     Unknown,

@@ -32,6 +32,9 @@ pub(super) struct ArenaState {
     pub(super) address: u64,
     pub(super) is_main: bool,
     pub(super) contiguous: bool,
+    /// Whether a thread holds its lock: it may stand in the middle of a change. A program with one thread takes no lock
+    /// (malloc.c, `SINGLE_THREAD_P`).
+    pub(super) is_locked: bool,
     /// The first chunk of each fast bin.
     pub(super) fast_bins: [u64; FAST_BINS],
     /// The top chunk, and its size word.
@@ -76,6 +79,8 @@ impl ArenaState {
             address,
             is_main: address == located.main_arena,
             contiguous: flags & NONCONTIGUOUS == 0,
+            // `mutex` comes first in all versions.
+            is_locked: word(0) & 0xffff_ffff != 0,
             fast_bins,
             top: if is_initial { 0 } else { top },
             top_bytes,

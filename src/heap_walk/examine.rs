@@ -587,7 +587,8 @@ impl Examiner<'_> {
         is_still: bool,
     ) -> Vec<HeapCheck> {
         let standing = self.standing;
-        let judge = |holds: bool| match (holds, is_still) {
+        let in_the_middle = walked.iter().any(|arena| arena.state.is_locked);
+        let judge = |holds: bool| match (holds, is_still && !in_the_middle) {
             (true, _) => CheckOutcome::Holds,
             (false, true) => CheckOutcome::Fails,
             (false, false) => CheckOutcome::Moving,

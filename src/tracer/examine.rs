@@ -1,5 +1,6 @@
 //! Looks through the heap of a process that nobody traces: from outside, and gently.
 
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use super::heap_source::LiveImage;
 use super::short_stop::ShortStop;
 use super::sys;
 use crate::event::AllocatorRole;
+use crate::event::CheckOutcome;
 use crate::event::EventKind;
 use crate::event::ExaminationCost;
 use crate::event::GlibcHeap;
@@ -21,13 +23,40 @@ use crate::heap_walk;
 use crate::heap_walk::Depth;
 use crate::heap_walk::Standing;
 
+/// Looks at a heap that stands still: so often at most, until no thread stood in the middle of malloc.
+const EXACT_LOOKS: u32 = 6;
+/// The program runs at least so long between two of them.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
+
 /// Looks through the heap of process `pid` (or of the process with that thread). It stands still for some milliseconds,
 /// or for the whole look if that shall be `exact`.
+///
+/// A thread that is stopped in the middle of malloc leaves an arena as no call would: an exact look at which something does
+/// not hold is repeated, and only what never holds is told as such.
 ///
 /// # Errors
 ///
 /// The process cannot be traced.
 pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachError> {
+    let mut looks = 1;
+    loop {
+        let examination = look(pid, exact)?;
+        if !exact || looks == EXACT_LOOKS || !is_anything_odd(&examination) {
+            return Ok(examination);
+        }
+        looks += 1;
+        thread::sleep(BETWEEN_LOOKS);
+    }
+}
+
+/// Whether a check does not hold.
+fn is_anything_odd(examination: &HeapExamination) -> bool {
+    let mut checks = examination.heaps.iter().flat_map(|heap| &heap.checks);
+    checks.any(|check| matches!(check.outcome, CheckOutcome::Fails | CheckOutcome::Moving))
+}
+
+/// One look.
+fn look(pid: u32, exact: bool) -> Result<HeapExamination, AttachError> {
     let began = Instant::now();
     let pid = *attach::processes(&[pid])?
         .first()
