@@ -410,6 +410,8 @@ mod tests {
                 page_size: 4096,
             },
             allocator: AllocatorChoice::System,
+            environment: std::collections::BTreeMap::new(),
+            processors: None,
             capture: Capture {
                 stops: Stops::EveryCall,
                 follow: false,

@@ -60,6 +60,7 @@ pub use stack::StackId;
 pub use stack::StackMode;
 pub use stack::Truncation;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -776,6 +777,13 @@ pub struct Recording {
     /// Which malloc library was preloaded into the program.
     #[serde(default)]
     pub allocator: AllocatorChoice,
+    /// Variables of the launched program's environment that change how it uses memory: those of mallocs and of runtimes, and
+    /// the locale. Empty for processes that were attached to.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Processors that the program might run on.
+    #[serde(default)]
+    pub processors: Option<u32>,
 }
 
 /// Which malloc library was preloaded.

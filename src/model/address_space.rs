@@ -170,6 +170,8 @@ pub(super) struct AddressSpace {
     /// glibc's malloc, as seen at memory calls.
     malloc: Option<Box<Malloc>>,
     latest_call: Option<LatestCall>,
+    /// Largest sum of heap and anonymous memory.
+    sum_peak_bytes: u64,
 }
 
 /// What an address space is called and where it comes from.
@@ -207,6 +209,7 @@ impl AddressSpace {
             heap: None,
             malloc: None,
             latest_call: None,
+            sum_peak_bytes: 0,
         }
     }
 
@@ -853,6 +856,8 @@ impl AddressSpace {
             resident_bytes,
             held,
         };
+        let sum = sizes.break_bytes.saturating_add(sizes.anonymous_bytes);
+        self.sum_peak_bytes = self.sum_peak_bytes.max(sum);
         if let Some(detail) = &mut self.detail {
             detail.timeline.note(time, sizes);
         }
@@ -1129,6 +1134,11 @@ impl AddressSpace {
             call_paths: Vec::new(),
             malloc: self.malloc.as_ref().map(|malloc| malloc.report()),
             heap: self.heap.as_ref().map(|heap| heap.last().clone()),
+            peak_bytes: self
+                .program_break
+                .size()
+                .is_some()
+                .then_some(self.sum_peak_bytes),
         }
     }
 

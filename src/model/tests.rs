@@ -60,6 +60,8 @@ pub(super) fn recording() -> Recording {
             page_size: PAGE,
         },
         allocator: AllocatorChoice::System,
+        environment: std::collections::BTreeMap::new(),
+        processors: None,
         capture: Capture {
             stops: Stops::MemoryCalls,
             follow: true,

@@ -97,6 +97,8 @@ fn recording(command: &[&str]) -> Recording {
             page_size: 4_096,
         },
         allocator: AllocatorChoice::System,
+        environment: std::collections::BTreeMap::new(),
+        processors: None,
         capture: Capture {
             stops: Stops::MemoryCalls,
             follow: true,
@@ -153,6 +155,7 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
         growth: Vec::new(),
         call_paths: Vec::new(),
         heap: None,
+        peak_bytes: None,
         malloc: None,
         program_break,
     }

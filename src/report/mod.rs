@@ -256,6 +256,10 @@ pub struct SpaceReport {
     /// The address space from bottom to top at the last snapshot; empty when none could be taken, or for address
     /// spaces beyond the detailed ones.
     pub layout: Vec<LayoutSegment>,
+    /// Largest sum of the heap below the break and of usable anonymous memory while observed; `null` when the break was never
+    /// known.
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
     /// How the model compared with `/proc`.
     pub checks: Checks,
     /// The bundled allocator's own account, or what was seen of the heap of the program's own malloc; `null` when nothing was.

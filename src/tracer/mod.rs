@@ -12,6 +12,7 @@ mod bundled;
 mod call;
 mod cpython;
 mod dispatch;
+mod environment;
 mod examine;
 mod executable;
 mod guard;
@@ -41,6 +42,7 @@ mod tracee;
 mod wait;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::collections::VecDeque;
@@ -248,6 +250,7 @@ impl Tracer {
             handlers,
         );
         tracer.recording.allocator = AllocatorChoice::from(&launch.allocator);
+        tracer.recording.environment = environment::that_matters(&launch.environment);
         tracer.library = launched.library;
         tracer.launched = Some(pid);
         tracer.admit_launched(launched.stopped, launched.notices);
@@ -309,6 +312,10 @@ impl Tracer {
                     .map_or(0, |elapsed| elapsed.as_secs()),
                 machine: machine(),
                 allocator: AllocatorChoice::System,
+                environment: BTreeMap::new(),
+                processors: std::thread::available_parallelism()
+                    .ok()
+                    .and_then(|number| u32::try_from(number.get()).ok()),
                 capture: Capture {
                     stops,
                     follow: options.follow,
