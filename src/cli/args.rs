@@ -16,6 +16,7 @@ use crate::render::Format;
 use crate::render::Measure;
 use crate::report::PathOrder;
 use crate::report::PathSelection;
+use crate::report::gate::MismatchKind;
 use crate::stats_page::Policy;
 use crate::tracer::Allocator;
 
@@ -78,6 +79,24 @@ size and time of change where it has none. Nothing is fetched from the network. 
 Exit status 0 also when there was nothing to find, 1 when a file cannot be read or written, 2 when the command line is \
 wrong.";
 
+const CHECK_HELP: &str = "\
+With a baseline, no figure that depends on the program alone may grow. Limits change that, the last one that concerns a
+metric counts: those of the file, then those of the command line. A limit is
+  <=64MiB        a cap, which needs no baseline        +5%  +256KiB  +5%,256KiB   growth over the baseline, the larger counts
+  ~5%,64KiB      change either way                     off                        no limit
+`breaktrace metrics` lists the metrics. Several reports are several runs of one program: medians are judged, and what
+overlaps with what is allowed is inconclusive.
+
+Examples:
+  breaktrace run --save-baseline heap.json -- ./app --self-test         once, and commit heap.json
+  breaktrace run --baseline heap.json -- ./app --self-test              in CI: exit status 3 when it became worse
+  breaktrace check report.json --baseline heap.json --limits heap.toml  the same of a recording
+  breaktrace check report.json --max heap.peak=64MiB -o verdict.xml     a cap, and a JUnit report
+  breaktrace check report.json --baseline heap.json --update            take it over
+
+Exit status 0, 3 when something is worse than it may be or the program did not end as it should, 4 when there is no
+baseline or it is one of something else, 2 when the command line or a limit is wrong, 1 for all other failures.";
+
 const DEMO_HELP: &str = "\
 breaktrace traces itself playing a small program: five blocks of 16 KiB from malloc, the second freed, a sixth, freed \
 as well, and one of 90 KiB. What the program saw (sbrk(0)) stands beside what was traced, and each number is taken \
@@ -105,6 +124,12 @@ pub(super) enum Command {
     Heap(Heap),
     /// Show a recorded report or event log again
     Report(Report),
+    /// Tell by the exit code whether a recording is worse than it may be
+    Check(Check),
+    /// Show what changed between two recordings
+    Diff(Diff),
+    /// List the metrics that limits and baselines know
+    Metrics(Metrics),
     /// Add functions, files and lines to the call stacks of a report
     Symbolize(Symbolize),
     /// Show on breaktrace itself what malloc makes of the program break
@@ -226,7 +251,7 @@ impl From<&OutputOptions> for PathSelection {
 }
 
 /// Where the functions of call stacks are looked up.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(super) struct SymbolOptions {
     /// Don't look up functions, files and lines; `breaktrace symbolize` can do so later
     #[arg(long, conflicts_with = "debug_dir")]
@@ -341,6 +366,21 @@ pub(super) struct Run {
     #[arg(long)]
     pub(super) no_seccomp: bool,
 
+    /// Save what was measured to FILE, to be committed and held against later runs
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = GATE, conflicts_with_all = ["baseline", "limits", "limit", "max"])]
+    pub(super) save_baseline: Option<PathBuf>,
+
+    /// Run the program so often; figures that differ are judged by their medians
+    #[arg(long, value_name = "N", help_heading = GATE, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) runs: Option<u32>,
+
+    /// Write the verdict to FILE (repeatable): .txt, .json, .md, .xml (JUnit) or .om (OpenMetrics, for GitLab)
+    #[arg(long, value_name = "FILE", help_heading = GATE, value_hint = ValueHint::FilePath)]
+    pub(super) verdict: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) gate: GateOptions,
+
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM", value_hint = ValueHint::CommandWithArguments)]
     pub(super) command: Vec<OsString>,
@@ -348,6 +388,118 @@ pub(super) struct Run {
     // Last, as its heading holds for what comes after it.
     #[command(flatten)]
     pub(super) allocator: AllocatorOptions,
+}
+
+/// The heading of the options that judge.
+const GATE: &str = "Gate";
+
+/// What a recording is held against.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = GATE)]
+pub(super) struct GateOptions {
+    /// Hold it against the baseline in FILE: what is repeatable may not grow, unless a limit says otherwise
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) baseline: Option<PathBuf>,
+
+    /// Read limits from FILE (TOML): [limits] with lines such as "break.peak" = "+5%,256KiB"
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) limits: Option<PathBuf>,
+
+    /// Limit a metric or a group (repeatable): heap.peak=+5%,256KiB  @all=+1%  cc1:break.peak=<=80MiB  mapped.end=~0  @calls=off
+    #[arg(long, value_name = "METRIC=LIMIT")]
+    pub(super) limit: Vec<String>,
+
+    /// The most that a metric may be (repeatable): heap.peak=64MiB
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub(super) max: Vec<String>,
+
+    /// Compare in spite of differences in these (comma-separated)
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_parser = mismatch)]
+    pub(super) allow_mismatch: Vec<MismatchKind>,
+
+    /// The program should exit with CODE, instead of as in the baseline, or with 0
+    #[arg(long, value_name = "CODE")]
+    pub(super) expect_exit: Option<u8>,
+
+    /// Exit with 3 also when medians are beyond their limits and the runs overlap
+    #[arg(long)]
+    pub(super) fail_on_inconclusive: bool,
+
+    /// Print annotations for GitHub Actions, and add to the step's summary
+    #[arg(long)]
+    pub(super) github: bool,
+}
+
+fn mismatch(word: &str) -> Result<MismatchKind, String> {
+    MismatchKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == word)
+        .ok_or_else(|| {
+            let names: Vec<&str> = MismatchKind::ALL.iter().map(|kind| kind.name()).collect();
+            format!("one of {}", names.join(", "))
+        })
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = CHECK_HELP)]
+pub(super) struct Check {
+    #[command(flatten)]
+    pub(super) gate: GateOptions,
+
+    /// Take the figures over into the baseline, and show old and new
+    #[arg(long, requires = "baseline", conflicts_with_all = ["limits", "limit", "max", "output", "github"])]
+    pub(super) update: bool,
+
+    /// Write the verdict to FILE (repeatable): .txt, .json, .md, .xml (JUnit) or .om (OpenMetrics, for GitLab)
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: Vec<PathBuf>,
+
+    /// Print the verdict as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Show all metrics and all call paths
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+
+    /// Reports (-o FILE.json) or event logs of one program: several are several runs. Or a look through a heap (breaktrace
+    /// heap --json)
+    #[arg(required = true, value_name = "REPORT", value_hint = ValueHint::FilePath)]
+    pub(super) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Diff {
+    /// Print it as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Write it to FILE as well (repeatable): .txt, .json or .md
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: Vec<PathBuf>,
+
+    /// Exit with 3 when a figure that depends on the program alone became worse
+    #[arg(long)]
+    pub(super) fail_on_regression: bool,
+
+    /// Show what did not change as well, and all call paths and steps
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+
+    /// A report, an event log or a baseline
+    #[arg(value_name = "BEFORE", value_hint = ValueHint::FilePath)]
+    pub(super) before: PathBuf,
+
+    /// Another
+    #[arg(value_name = "AFTER", value_hint = ValueHint::FilePath)]
+    pub(super) after: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Metrics {
+    /// Print them as JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// A look at a heap, or several.

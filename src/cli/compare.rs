@@ -6,8 +6,6 @@ use std::io;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::io::Write;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -17,6 +15,7 @@ use super::Failure;
 use super::RUN_FAILED;
 use super::USAGE;
 use super::args;
+use super::input::Input;
 use super::output::cannot_write;
 use super::output::excuse_closed_pipe;
 use super::output::probe;
@@ -317,47 +316,6 @@ fn write(comparison: &Comparison, arguments: &args::Compare) -> Result<(), Failu
                 .lock()
                 .write_all(text.as_bytes())
                 .or_else(|error| excuse_closed_pipe("stderr", error))
-        }
-    }
-}
-
-/// What each run reads.
-enum Input {
-    /// A file, from where it stood.
-    File { file: File, from: u64 },
-    /// Nothing: what is not a file can be read once only.
-    Nothing,
-}
-
-impl Input {
-    /// Standard input, if every run can be given the same of it; otherwise it becomes empty.
-    fn of_standard_input() -> Self {
-        let file = io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .ok()
-            .map(File::from)
-            .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
-        if let Some(mut file) = file
-            && let Ok(from) = file.stream_position()
-        {
-            return Self::File { file, from };
-        }
-        if let Ok(null) = File::open("/dev/null") {
-            // SAFETY: both descriptors are open; nothing of ours reads standard input.
-            unsafe { libc::dup2(null.as_raw_fd(), libc::STDIN_FILENO) };
-        }
-        Self::Nothing
-    }
-
-    fn rewind(&mut self) -> Result<(), Failure> {
-        match self {
-            Self::Nothing => Ok(()),
-            // The descriptor that programs inherit shares its position with this one.
-            Self::File { file, from } => file
-                .seek(SeekFrom::Start(*from))
-                .map(drop)
-                .map_err(|error| Failure::new(format!("cannot rewind standard input: {error}"))),
         }
     }
 }

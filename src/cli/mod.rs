@@ -1,12 +1,18 @@
 //! The command line: what was typed becomes one call into the layers below, and its outcome an exit status.
 
 mod args;
+mod check;
 mod compare;
 mod demo;
+mod diff;
 mod doctor;
+mod gate;
 mod heap;
+mod input;
 mod inspect;
 mod interval;
+mod measure;
+mod metrics;
 mod output;
 mod record;
 mod symbolize;
@@ -101,6 +107,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Compare(arguments) => compare::compare(&arguments),
         Command::Heap(arguments) => heap::heap(&arguments),
         Command::Report(report) => inspect::report(report),
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Diff(arguments) => diff::diff(&arguments),
+        Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Symbolize(arguments) => symbolize::symbolize(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),

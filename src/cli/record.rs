@@ -13,6 +13,7 @@ use super::args;
 use super::args::AllocatorOptions;
 use super::args::RecordOptions;
 use super::args::SymbolOptions;
+use super::measure;
 use super::output;
 use super::output::Outputs;
 use super::output::cannot_write;
@@ -24,6 +25,7 @@ use crate::event::NoticeCode;
 use crate::event::SpaceId;
 use crate::event_log::EventLog;
 use crate::model::Recorder;
+use crate::report::Report;
 use crate::stats_page;
 use crate::stats_page::Policy;
 use crate::tracer::Allocator;
@@ -42,18 +44,18 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
         .map(split_variable)
         .collect::<Result<Vec<_>, _>>()?;
     environment.extend(allocator_settings(&arguments.allocator)?);
-    let mut command = arguments.command.into_iter();
+    let mut command = arguments.command.iter().cloned();
     let launch = Launch {
         program: command.next().unwrap_or_default(),
         arguments: command.collect(),
         environment,
         no_aslr: arguments.no_aslr,
-        user: arguments.user,
+        user: arguments.user.clone(),
         seccomp: !arguments.no_seccomp,
-        allocator: arguments.allocator.allocator,
+        allocator: arguments.allocator.allocator.clone(),
         stdout: None,
     };
-    let options = arguments.record;
+    let options = arguments.record.clone();
     if arguments.allocator.sample_allocations.is_some() && options.stacks == args::Stacks::Off {
         return Err(Failure::new(
             "samples of allocations are told apart by their call stacks, and --stacks off records none",
@@ -61,10 +63,14 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
         .hint("leave --stacks away, or --sample-allocations")
         .code(super::USAGE));
     }
-    let session = Session::prepare(&options).map_err(own_failure)?;
     let mut tracing = tracer_options(&options);
     tracing.sample_interval = arguments.allocator.sample_allocations;
     tracing.leaks = arguments.allocator.leaks;
+    if measure::is_wanted(&arguments) {
+        return measure::measure(&arguments, launch, tracing);
+    }
+    measure::refuse_leftovers(&arguments)?;
+    let session = Session::prepare(&options).map_err(own_failure)?;
     let mut tracer = match Tracer::launch(&launch, tracing) {
         Ok(tracer) => tracer,
         Err(error) => return Err(session.abandon(launch_failure(&error))),
@@ -92,7 +98,7 @@ pub(super) fn attach(arguments: args::Attach) -> Result<Ending, Failure> {
     Ok(Ending::Code(0))
 }
 
-fn own_failure(failure: Failure) -> Failure {
+pub(super) fn own_failure(failure: Failure) -> Failure {
     if failure.code == super::USAGE {
         failure
     } else {
@@ -185,7 +191,7 @@ fn tracer_options(options: &RecordOptions) -> Options {
 }
 
 /// A recording in the making: where its events and its report go.
-struct Session {
+pub(super) struct Session {
     outputs: Outputs,
     symbols: SymbolOptions,
     events: Option<PathBuf>,
@@ -194,7 +200,7 @@ struct Session {
 }
 
 /// A recording that has ended.
-struct Recorded {
+pub(super) struct Recorded {
     outputs: Outputs,
     symbols: SymbolOptions,
     recorder: Recorder,
@@ -203,7 +209,7 @@ struct Recorded {
 
 impl Session {
     /// Finds out whether everything can be written, before anything runs.
-    fn prepare(options: &RecordOptions) -> Result<Self, Failure> {
+    pub(super) fn prepare(options: &RecordOptions) -> Result<Self, Failure> {
         let default = if options.quiet {
             output::Default::Nowhere
         } else {
@@ -243,7 +249,7 @@ impl Session {
     }
 
     /// Nothing was recorded: leaves no trace.
-    fn abandon(self, failure: Failure) -> Failure {
+    pub(super) fn abandon(self, failure: Failure) -> Failure {
         if let Some(path) = self.events.filter(|_| self.events_file_is_new) {
             // If it cannot be removed, an empty file stays, which is no log and says so when read.
             let _ = std::fs::remove_file(path);
@@ -252,7 +258,7 @@ impl Session {
     }
 
     /// Records until there is nothing more to record.
-    fn record(self, tracer: &mut Tracer) -> Result<Recorded, Failure> {
+    pub(super) fn record(self, tracer: &mut Tracer) -> Result<Recorded, Failure> {
         let mut recorder = Recorder::new(tracer.recording().clone());
         let mut failure = None;
         let mut log = match &self.events {
@@ -302,6 +308,17 @@ impl Session {
 }
 
 impl Recorded {
+    /// Writes the report where it is wanted, and returns it with its call paths named.
+    pub(super) fn complete(self) -> Result<Report, Failure> {
+        let mut report = self.recorder.report();
+        symbols::complete(&mut report, &self.symbols);
+        let written = self.outputs.write(&report);
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => written.map(|()| report),
+        }
+    }
+
     /// Writes the report.
     fn finish(self) -> Result<(), Failure> {
         let mut report = self.recorder.report();

@@ -11,6 +11,11 @@ use crate::units::Exact;
 /// One line for a step; `None` where nothing explains it.
 pub(super) fn sentence(step: &Step) -> Option<String> {
     let explanation = step.explanation.as_ref()?;
+    Some(sum(step.delta_bytes, explanation))
+}
+
+/// The same, of a move by `delta_bytes`.
+pub(super) fn sum(delta_bytes: i64, explanation: &StepExplanation) -> String {
     let sum: Vec<String> = explanation
         .terms
         .iter()
@@ -26,7 +31,7 @@ pub(super) fn sentence(step: &Step) -> Option<String> {
             format!("{sign}{bytes} {}", name(term.kind))
         })
         .collect();
-    let is_growth = step.delta_bytes > 0;
+    let is_growth = delta_bytes > 0;
     let what = match explanation
         .terms
         .iter()
@@ -34,7 +39,7 @@ pub(super) fn sentence(step: &Step) -> Option<String> {
     {
         Some(top) => format!(
             "{} = − {} top{}",
-            ByteDelta(step.delta_bytes),
+            ByteDelta(delta_bytes),
             Exact(top.bytes.unsigned_abs()),
             if sum.is_empty() {
                 String::new()
@@ -42,10 +47,10 @@ pub(super) fn sentence(step: &Step) -> Option<String> {
                 format!(" + {}", sum.join(" "))
             }
         ),
-        None if sum.is_empty() || !is_growth => ByteDelta(step.delta_bytes).to_string(),
-        None => format!("{} = {}", ByteDelta(step.delta_bytes), sum.join(" ")),
+        None if sum.is_empty() || !is_growth => ByteDelta(delta_bytes).to_string(),
+        None => format!("{} = {}", ByteDelta(delta_bytes), sum.join(" ")),
     };
-    Some(format!("{what}: {}", reason(explanation)))
+    format!("{what}: {}", reason(explanation))
 }
 
 fn name(kind: StepTermKind) -> &'static str {

@@ -11,6 +11,7 @@ mod comparison;
 mod explanation;
 mod export;
 mod format;
+pub mod gate;
 mod heap;
 mod layout;
 mod page;

@@ -9,6 +9,7 @@ mod comparison;
 mod culprit;
 mod explanation;
 mod focus;
+pub mod gate;
 mod heap;
 mod json;
 mod samples;
