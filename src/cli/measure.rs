@@ -1,5 +1,6 @@
 //! Measured runs: `run` with a baseline or limits.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -79,6 +80,7 @@ pub(super) fn measure(
     let purpose = purpose(arguments)?;
     // Figures are to depend on the program alone.
     launch.no_aslr = true;
+    seed_hashes(&mut launch.environment);
     let runs = arguments.runs.unwrap_or(1);
     let mut input = (runs > 1).then(Input::of_standard_input);
     let mut reports = Vec::new();
@@ -115,6 +117,20 @@ pub(super) fn measure(
         }
     }
     conclude(arguments, &purpose, &reports, outcome)
+}
+
+/// Interpreters that order their hashes by chance use more memory in one run than in the next. What the user sets counts.
+fn seed_hashes(environment: &mut Vec<(OsString, OsString)>) {
+    for (name, value) in [
+        ("PYTHONHASHSEED", "0"),
+        ("PERL_HASH_SEED", "0"),
+        ("PERL_PERTURB_KEYS", "0"),
+    ] {
+        let is_given = environment.iter().any(|(given, _)| given == name);
+        if !is_given && std::env::var_os(name).is_none() {
+            environment.push((name.into(), value.into()));
+        }
+    }
 }
 
 fn cannot_discard(error: io::Error) -> Failure {

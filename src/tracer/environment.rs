@@ -20,6 +20,7 @@ const NAMES: &[&str] = &[
     "NODE_OPTIONS",
     "OMP_NUM_THREADS",
     "PERL_HASH_SEED",
+    "PERL_PERTURB_KEYS",
     "RUBYOPT",
     "UV_THREADPOOL_SIZE",
 ];

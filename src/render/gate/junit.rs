@@ -29,7 +29,7 @@ pub fn junit(judgement: &Judgement) -> String {
         .iter()
         .filter(|metric| metric.outcome == MetricOutcome::Inconclusive)
         .count();
-    let suite = escaped(&judgement.command.join(" "));
+    let suite = escaped(&words::harmless(&judgement.command.join(" ")));
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let _ = writeln!(
         out,
@@ -66,7 +66,7 @@ pub fn junit(judgement: &Judgement) -> String {
                 paths,
                 "{}  {}  ({})",
                 value::delta(crate::report::gate::MetricUnit::Bytes, change.grown_delta),
-                change.path,
+                words::harmless(&change.path),
                 text::path_change(change)
             );
         }

@@ -59,8 +59,10 @@ fn is_shown(metric: &JudgedMetric, verbose: bool) -> bool {
             MetricOutcome::Fine | MetricOutcome::New => {
                 metric.baseline.is_none() && metric.most.is_some()
             }
-            // What nobody limits is shown where it changed for the worse by a percent.
-            MetricOutcome::NotLimited => metric.change.is_some_and(|change| change > 0.01),
+            // What changes from run to run is no news.
+            MetricOutcome::NotLimited => {
+                metric.repeatable && metric.delta.is_some_and(|delta| delta != 0)
+            }
             _ => true,
         }
 }

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::metrics::Metric;
+use super::metrics::MetricUnit;
 use super::subject::Fingerprint;
 use super::subject::PathFigures;
 use super::subject::Subject;
@@ -98,6 +100,17 @@ pub struct Baseline {
     pub call_paths: BTreeMap<String, PathFigures>,
 }
 
+/// Figures that are worth a line in a committed file: time never is the same.
+fn lasting(metrics: &Measurements) -> Measurements {
+    metrics
+        .iter()
+        .filter(|(name, _)| {
+            Metric::named(name).is_none_or(|metric| metric.unit != MetricUnit::Nanoseconds)
+        })
+        .map(|(name, measurement)| (name.clone(), measurement.clone()))
+        .collect()
+}
+
 impl Baseline {
     /// Of what was measured.
     #[must_use]
@@ -118,8 +131,12 @@ impl Baseline {
             recorded_on: subject.recorded_on.clone(),
             outcome: subject.outcome,
             runs: subject.runs,
-            metrics: subject.metrics.clone(),
-            programs: subject.programs.clone(),
+            metrics: lasting(&subject.metrics),
+            programs: subject
+                .programs
+                .iter()
+                .map(|(name, metrics)| (name.clone(), lasting(metrics)))
+                .collect(),
             call_paths: paths
                 .into_iter()
                 .take(MOST_PATHS)

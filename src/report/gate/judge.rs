@@ -515,10 +515,10 @@ fn outcome(
         };
     }
     match median(baseline) {
+        _ if !is_limited => MetricOutcome::NotLimited,
         Some(base) if value < base && metric.better == Better::Lower => MetricOutcome::Improved,
-        Some(base) if value > base && is_limited => MetricOutcome::Tolerated,
-        _ if is_limited => MetricOutcome::Fine,
-        _ => MetricOutcome::NotLimited,
+        Some(base) if value > base => MetricOutcome::Tolerated,
+        _ => MetricOutcome::Fine,
     }
 }
 
@@ -558,7 +558,7 @@ fn remarks(subject: &Subject, metrics: &[JudgedMetric]) -> Vec<String> {
     }
     let improved = metrics
         .iter()
-        .filter(|metric| metric.outcome == MetricOutcome::Improved && metric.most.is_some())
+        .filter(|metric| metric.outcome == MetricOutcome::Improved)
         .count();
     if improved > 0 && !metrics.iter().any(JudgedMetric::fails) {
         remarks.push(format!(

@@ -53,7 +53,7 @@ impl Measured {
         let mut whole = Values::new();
         if let Some(sums) = metrics::heap_sums(&document.examination) {
             for metric in METRICS {
-                if let Source::Heap(take) = metric.source
+                if let Source::Heap(take) | Source::Look(take) = metric.source
                     && let Some(value) = take(&sums)
                 {
                     whole.insert(metric.name, value);
@@ -83,7 +83,7 @@ fn values(spaces: &[&SpaceReport], report: Option<&Report>) -> Values {
 fn value(metric: &Metric, spaces: &[&SpaceReport], report: Option<&Report>) -> Option<u64> {
     let of_each: Vec<u64> = match (metric.source, report) {
         (Source::Report(take), Some(report)) => return take(report),
-        (Source::Report(_), None) => return None,
+        (Source::Report(_), None) | (Source::Look(_), _) => return None,
         (Source::SpaceOrTotals(_, take), Some(report)) => {
             return (!spaces.is_empty()).then(|| take(report));
         }

@@ -52,8 +52,10 @@ pub(super) enum Source {
     SpaceOrTotals(fn(&SpaceReport) -> Option<u64>, fn(&Report) -> u64),
     /// Calls by name.
     Calls(&'static str),
-    /// A heap of glibc's as looked through from outside.
+    /// A heap of glibc's as last looked through from outside, during a recording or by `breaktrace heap`.
     Heap(fn(&HeapSums) -> Option<u64>),
+    /// The same, by `breaktrace heap` only: recordings have the like of it as figures of the allocator.
+    Look(fn(&HeapSums) -> Option<u64>),
     /// The recording alone.
     Report(fn(&Report) -> Option<u64>),
 }
@@ -390,28 +392,28 @@ pub const METRICS: &[Metric] = &[
         "malloc.in_use",
         Bytes,
         Largest,
-        "chunks of glibc's malloc in use when last looked at, headers included",
-        Source::Heap(|sums| Some(sums.in_use_bytes)),
+        "chunks of glibc's malloc in use, headers included (breaktrace heap)",
+        Source::Look(|sums| Some(sums.in_use_bytes)),
     ),
     metric(
         "malloc.in_use_chunks",
         Count,
         Largest,
-        "how many",
-        Source::Heap(|sums| Some(sums.in_use_chunks)),
+        "chunks of glibc's malloc in use (breaktrace heap)",
+        Source::Look(|sums| Some(sums.in_use_chunks)),
     ),
     metric(
         "malloc.obtained",
         Bytes,
         Largest,
-        "what glibc's malloc had from the kernel when last looked at",
-        Source::Heap(|sums| Some(sums.obtained_bytes)),
+        "what glibc's malloc has from the kernel (breaktrace heap)",
+        Source::Look(|sums| Some(sums.obtained_bytes)),
     ),
     metric(
         "malloc.trimmable",
         Bytes,
         Largest,
-        "resident memory that malloc_trim(0) would give back then",
+        "resident memory that malloc_trim(0) would give back, at the last look at glibc's heap",
         Source::Heap(|sums| sums.trimmable_bytes),
     )
     .advisory(),
@@ -419,7 +421,7 @@ pub const METRICS: &[Metric] = &[
         "malloc.fragmented",
         Bytes,
         Largest,
-        "free resident memory in pages that also hold a chunk in use, then",
+        "free resident memory in pages that also hold a chunk in use, at the last look",
         Source::Heap(|sums| sums.fragmented_bytes),
     )
     .advisory(),

@@ -11,6 +11,8 @@ mod measured;
 mod metrics;
 mod paths;
 mod subject;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use baseline::BASELINE_SCHEMA_NAME;
 pub use baseline::BASELINE_SCHEMA_VERSION;

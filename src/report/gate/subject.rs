@@ -255,8 +255,36 @@ fn fingerprint(report: &Report) -> Fingerprint {
             AllocatorChoice::Library(path) => measured::program_name(path).to_owned(),
         },
         randomized: !report.recording.capture.no_aslr || was_refused,
-        environment: report.recording.environment.clone(),
+        environment: environment(report),
     }
+}
+
+/// The variables that matter to the programs that ran: those of a runtime only where it ran.
+fn environment(report: &Report) -> BTreeMap<String, String> {
+    let runs = |runtime: &str| {
+        let mut spaces = report.address_spaces.iter();
+        spaces.any(|space| measured::program_name(&space.program).starts_with(runtime))
+    };
+    let runtimes = [
+        ("PYTHON", "python"),
+        ("NODE_", "node"),
+        ("UV_", "node"),
+        ("JAVA", "java"),
+        ("JDK_", "java"),
+        ("RUBY", "ruby"),
+        ("PERL", "perl"),
+    ];
+    let matters = |name: &String| {
+        let mut of_runtimes = runtimes
+            .iter()
+            .filter(|(prefix, _)| name.starts_with(prefix));
+        of_runtimes.next().is_none_or(|(_, runtime)| runs(runtime))
+    };
+    let variables = report.recording.environment.iter();
+    variables
+        .filter(|(name, _)| matters(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 fn libc(version: Option<&str>) -> Option<String> {
@@ -337,6 +365,11 @@ pub(super) fn paths(report: &Report) -> BTreeMap<String, PathFigures> {
 
 /// `parse_row (csv.c) ← load (csv.c) ← main (main.c)`.
 pub(super) fn path_name(path: &[String]) -> String {
+    // What the C library does before main is the same for all, and differs between its builds.
+    let main = path
+        .iter()
+        .position(|function| function.starts_with("main ("));
+    let path = &path[..main.map_or(path.len(), |main| main + 1)];
     let mut name = path
         .iter()
         .take(PATH_DEPTH)
