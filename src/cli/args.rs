@@ -115,7 +115,7 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Launch a program and trace its memory calls
-    Run(Run),
+    Run(Box<Run>),
     /// Join running processes; Ctrl-C lets them go
     Attach(Attach),
     /// Run a program on several allocators and put the figures side by side
@@ -769,7 +769,7 @@ mod tests {
     fn run(words: &[&str]) -> Result<Run, clap::Error> {
         let words = ["breaktrace", "run"].iter().chain(words);
         match Cli::try_parse_from(words)?.command {
-            Command::Run(run) => Ok(run),
+            Command::Run(run) => Ok(*run),
             other => panic!("{other:?}"),
         }
     }

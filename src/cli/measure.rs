@@ -29,7 +29,7 @@ use crate::tracer::Tracer;
 
 /// What is done with what was measured.
 enum Purpose<'a> {
-    Judge(Gate),
+    Judge(Box<Gate>),
     Save(&'a Path),
 }
 
@@ -152,7 +152,7 @@ fn purpose(arguments: &args::Run) -> Result<Purpose<'_>, Failure> {
             verbose: arguments.record.output.verbose,
         },
     )?;
-    Ok(Purpose::Judge(gate))
+    Ok(Purpose::Judge(Box::new(gate)))
 }
 
 /// How the program should end.

@@ -102,7 +102,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return complain(&error),
     };
     let result = match cli.command {
-        Command::Run(run) => record::run(run),
+        Command::Run(run) => record::run(&run),
         Command::Attach(attach) => record::attach(attach),
         Command::Compare(arguments) => compare::compare(&arguments),
         Command::Heap(arguments) => heap::heap(&arguments),

@@ -37,7 +37,7 @@ use crate::tracer::Tracer;
 use crate::units::Timestamp;
 
 /// `breaktrace run`.
-pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
+pub(super) fn run(arguments: &args::Run) -> Result<Ending, Failure> {
     let mut environment = arguments
         .env
         .iter()
@@ -66,10 +66,10 @@ pub(super) fn run(arguments: args::Run) -> Result<Ending, Failure> {
     let mut tracing = tracer_options(&options);
     tracing.sample_interval = arguments.allocator.sample_allocations;
     tracing.leaks = arguments.allocator.leaks;
-    if measure::is_wanted(&arguments) {
-        return measure::measure(&arguments, launch, tracing);
+    if measure::is_wanted(arguments) {
+        return measure::measure(arguments, launch, tracing);
     }
-    measure::refuse_leftovers(&arguments)?;
+    measure::refuse_leftovers(arguments)?;
     let session = Session::prepare(&options).map_err(own_failure)?;
     let mut tracer = match Tracer::launch(&launch, tracing) {
         Ok(tracer) => tracer,

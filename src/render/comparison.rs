@@ -11,8 +11,6 @@ use crate::event::Outcome;
 use crate::report::Comparison;
 use crate::report::InUseMeasure;
 use crate::report::Row;
-use crate::report::RowUnit;
-use crate::units::ByteSize;
 
 /// Shows a comparison, a table of several if the line is too short for all allocators.
 #[must_use]
@@ -58,7 +56,7 @@ fn heading(comparison: &Comparison, width: usize) -> Line {
 
 /// Columns that fit beside each other; the first is in each group, as all are measured by it.
 fn groups(comparison: &Comparison, width: usize) -> Vec<Vec<usize>> {
-    const NAMES: usize = 14;
+    const NAMES: usize = 23;
     const VALUE: usize = 20;
     let fitting = (width.saturating_sub(NAMES) / VALUE).max(2);
     let others: Vec<usize> = (1..comparison.columns.len()).collect();
@@ -85,7 +83,7 @@ fn table(comparison: &Comparison, group: &[usize]) -> Table {
             .any(|&index| row.values.get(index).is_some_and(Option::is_some))
     };
     for row in comparison.rows.iter().filter(is_known) {
-        let mut cells = vec![Cell::plain(row.name.replace('_', " "))];
+        let mut cells = vec![Cell::plain(&row.name)];
         cells.extend(group.iter().map(|&index| cell(row, index)));
         table.row(cells);
     }
@@ -100,11 +98,7 @@ fn cell(row: &Row, index: usize) -> Cell {
     let Some(value) = row.values.get(index).copied().flatten() else {
         return Cell::of(Tone::Faint, "–");
     };
-    let text = match row.unit {
-        RowUnit::Bytes => ByteSize(value).to_string(),
-        RowUnit::Count => value.to_string(),
-        RowUnit::Nanoseconds => words::duration(value),
-    };
+    let text = super::gate::value(row.unit, value);
     let first = row.values.first().copied().flatten();
     match first.filter(|&first| index > 0 && first > 0) {
         #[expect(
@@ -130,7 +124,7 @@ fn remarks(comparison: &Comparison) -> Vec<String> {
         }
         if measured.is_some_and(|first| first.program != column.program) {
             remarks.push(format!(
-                "{}: the rows are about {}, in the first column about {}: the one whose heap grew most",
+                "{}: the program whose heap grew most is {}, in the first column {}",
                 column.name,
                 program(column.program.as_ref()),
                 program(measured.and_then(|first| first.program.as_ref()))
@@ -298,7 +292,7 @@ mod tests {
             NARROW,
         );
         assert!(
-            text.contains("bundled: the rows are about helper"),
+            text.contains("bundled: the program whose heap grew most is helper"),
             "{text}"
         );
     }

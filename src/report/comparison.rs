@@ -9,6 +9,10 @@ use super::InUseMeasure;
 use super::Report;
 use super::Schema;
 use super::Tool;
+use super::gate;
+use super::gate::Measured;
+use super::gate::Metric;
+use super::gate::MetricUnit;
 use super::json;
 use crate::event::Outcome;
 
@@ -60,25 +64,13 @@ pub struct Column {
     pub in_use_is: Option<InUseMeasure>,
 }
 
-/// What a row's numbers are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowUnit {
-    /// Bytes.
-    Bytes,
-    /// How many.
-    Count,
-    /// Nanoseconds.
-    Nanoseconds,
-}
-
 /// One thing that was measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// Its name.
     pub name: String,
     /// What its numbers are.
-    pub unit: RowUnit,
+    pub unit: MetricUnit,
     /// Its meaning.
     pub meaning: String,
     /// Whether it depends on the machine's speed and load.
@@ -87,174 +79,27 @@ pub struct Row {
     pub values: Vec<Option<u64>>,
 }
 
-/// How a number is taken from a report.
-type Measure = fn(&Report) -> Option<u64>;
-
-/// The rows: name, unit, whether advisory, meaning, and where the number comes from. All but the sums are about the
-/// address space whose heap grew most.
-const ROWS: &[(&str, RowUnit, bool, &str, Measure)] = &[
-    (
-        "break_peak",
-        RowUnit::Bytes,
-        false,
-        "largest size of the heap at the program break",
-        |report| report.main()?.program_break.peak_bytes,
-    ),
-    (
-        "break_end",
-        RowUnit::Bytes,
-        false,
-        "size of the heap at the program break at the end",
-        |report| report.main()?.program_break.end_bytes,
-    ),
-    (
-        "break_grown",
-        RowUnit::Bytes,
-        false,
-        "bytes by which the break grew",
-        |report| Some(report.main()?.program_break.grown_bytes),
-    ),
-    (
-        "break_shrunk",
-        RowUnit::Bytes,
-        false,
-        "bytes by which the break shrank",
-        |report| Some(report.main()?.program_break.shrunk_bytes),
-    ),
-    (
-        "mapped_peak",
-        RowUnit::Bytes,
-        false,
-        "most anonymous memory outside the break",
-        |report| Some(report.main()?.anonymous.peak_bytes),
-    ),
-    (
-        "mapped_end",
-        RowUnit::Bytes,
-        false,
-        "anonymous memory outside the break at the end",
-        |report| Some(report.main()?.anonymous.end_bytes),
-    ),
-    (
-        "kept_at_end",
-        RowUnit::Bytes,
-        false,
-        "break and anonymous memory at the end",
-        |report| {
-            let space = report.main()?;
-            space
-                .program_break
-                .end_bytes?
-                .checked_add(space.anonymous.end_bytes)
-        },
-    ),
-    (
-        "in_use_peak",
-        RowUnit::Bytes,
-        false,
-        "most bytes that the program had asked for and not freed",
-        |report| {
-            let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
-            last.figures.get("in_use_peak_bytes")
-        },
-    ),
-    (
-        "obtained_peak",
-        RowUnit::Bytes,
-        false,
-        "most bytes that the bundled allocator had from the kernel",
-        |report| {
-            let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
-            last.figures.get("obtained_peak_bytes")
-        },
-    ),
-    (
-        "overhead_at_peak",
-        RowUnit::Bytes,
-        false,
-        "of these, neither in use nor free, at the reading with the most",
-        |report| {
-            let allocator = report.main()?.allocator.as_ref()?;
-            // Another is looked at now and then only, and perhaps not near its peak.
-            let counts = allocator.in_use_is == InUseMeasure::Requested;
-            let largest = allocator.largest.as_ref().filter(|_| counts)?;
-            largest.figures.get("overhead_bytes")
-        },
-    ),
-    (
-        "in_use_end",
-        RowUnit::Bytes,
-        false,
-        "not freed at the end: what was asked for on the bundled allocator, what the blocks hold on glibc's",
-        |report| at_end(report, "in_use_bytes"),
-    ),
-    (
-        "free_end",
-        RowUnit::Bytes,
-        false,
-        "kept free by the allocator at the end",
-        |report| at_end(report, "free_bytes")?.checked_add(at_end(report, "top_bytes")?),
-    ),
-    (
-        "obtained_end",
-        RowUnit::Bytes,
-        false,
-        "what the allocator had from the kernel at the end",
-        |report| at_end(report, "obtained_bytes"),
-    ),
-    (
-        "resident_peak",
-        RowUnit::Bytes,
-        true,
-        "most resident memory",
-        |report| Some(report.main()?.memory_at_end?.resident_peak_bytes),
-    ),
-    (
-        "brk_calls",
-        RowUnit::Count,
-        false,
-        "brk calls of all processes",
-        |report| calls(report, &["brk"]),
-    ),
-    (
-        "map_calls",
-        RowUnit::Count,
-        false,
-        "mmap, munmap and mremap calls of all processes",
-        |report| calls(report, &["mmap", "munmap", "mremap"]),
-    ),
-    (
-        "madvise_calls",
-        RowUnit::Count,
-        false,
-        "madvise calls of all processes",
-        |report| calls(report, &["madvise"]),
-    ),
-    (
-        "time",
-        RowUnit::Nanoseconds,
-        true,
-        "time from start to end, tracing included",
-        |report| Some(report.end.duration_ns.0),
-    ),
+/// The metrics that are compared, in this order.
+const COMPARED: [&str; 18] = [
+    "heap.peak",
+    "heap.end",
+    "break.peak",
+    "break.end",
+    "break.grown",
+    "break.shrunk",
+    "mapped.peak",
+    "mapped.end",
+    "allocator.in_use_peak",
+    "allocator.obtained_peak",
+    "allocator.overhead",
+    "allocator.never_freed",
+    "allocator.free_end",
+    "allocator.obtained_end",
+    "resident.peak",
+    "calls.brk",
+    "calls.madvise",
+    "time",
 ];
-
-/// A figure of the allocator's as last read.
-fn at_end(report: &Report, name: &str) -> Option<u64> {
-    let last = report.main()?.allocator.as_ref()?.last.as_ref()?;
-    last.figures.get(name)
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "one of the measures")]
-fn calls(report: &Report, names: &[&str]) -> Option<u64> {
-    let counts = report.totals.calls.iter();
-    Some(
-        counts
-            .filter(|count| names.contains(&count.name.as_str()))
-            .map(|count| count.calls)
-            .sum(),
-    )
-}
 
 /// One run of the program.
 #[derive(Clone, Debug)]
@@ -288,20 +133,7 @@ impl Comparison {
                 .iter()
                 .map(|(name, runs)| column(name, runs))
                 .collect(),
-            rows: ROWS
-                .iter()
-                .map(|&(name, unit, advisory, meaning, measure)| Row {
-                    name: name.to_owned(),
-                    unit,
-                    meaning: meaning.to_owned(),
-                    advisory,
-                    values: allocators
-                        .iter()
-                        .map(|(_, runs)| median(runs.iter().filter_map(|run| measure(&run.report))))
-                        .collect(),
-                })
-                .filter(|row| row.values.iter().any(Option::is_some))
-                .collect(),
+            rows: rows(allocators),
         }
     }
 
@@ -314,6 +146,33 @@ impl Comparison {
     pub fn to_json(&self) -> String {
         json::document(self)
     }
+}
+
+fn rows(allocators: &[(String, Vec<Run>)]) -> Vec<Row> {
+    let measured: Vec<Vec<Measured>> = allocators
+        .iter()
+        .map(|(_, runs)| runs.iter().map(|run| Measured::of(&run.report)).collect())
+        .collect();
+    let metrics = COMPARED.iter().filter_map(|name| Metric::named(name));
+    metrics
+        .map(|metric| Row {
+            name: metric.name.to_owned(),
+            unit: metric.unit,
+            meaning: metric.meaning.to_owned(),
+            advisory: !metric.repeatable,
+            values: measured
+                .iter()
+                .map(|runs| {
+                    let values: Vec<u64> = runs
+                        .iter()
+                        .filter_map(|run| run.whole.get(metric.name).copied())
+                        .collect();
+                    gate::median(&values)
+                })
+                .collect(),
+        })
+        .filter(|row| row.values.iter().any(Option::is_some))
+        .collect()
 }
 
 fn column(name: &str, runs: &[Run]) -> Column {
@@ -361,24 +220,4 @@ fn program(runs: &[Run]) -> Option<String> {
 fn absence(run: &Run) -> Option<String> {
     let allocator = run.report.main()?.allocator.as_ref()?;
     Some(allocator.absence.as_ref()?.message.clone())
-}
-
-/// The middle value; of an even number, the lower of the two.
-fn median(values: impl Iterator<Item = u64>) -> Option<u64> {
-    let mut values: Vec<u64> = values.collect();
-    values.sort_unstable();
-    values.get(values.len().checked_sub(1)? / 2).copied()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_a_value_that_was_measured() {
-        assert_eq!(median([].into_iter()), None);
-        assert_eq!(median([3].into_iter()), Some(3));
-        assert_eq!(median([9, 1].into_iter()), Some(1));
-        assert_eq!(median([9, 1, 4].into_iter()), Some(4));
-    }
 }

@@ -34,7 +34,6 @@ pub use comparison::COMPARISON_SCHEMA_VERSION;
 pub use comparison::Column;
 pub use comparison::Comparison;
 pub use comparison::Row;
-pub use comparison::RowUnit;
 pub use comparison::Run;
 pub use explanation::Explained;
 pub use explanation::MallocReport;

@@ -52,7 +52,7 @@ fn the_program_runs_on_each_allocator_and_is_seen_once() {
         .as_array()
         .unwrap()
         .iter()
-        .find(|row| row["name"] == "in_use_peak")
+        .find(|row| row["name"] == "allocator.in_use_peak")
         .unwrap();
     assert!(in_use["values"][0].is_null(), "the C library tells nothing");
     assert!(in_use["values"][1].as_u64().unwrap() > 0);

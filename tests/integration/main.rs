@@ -19,6 +19,7 @@ mod demo;
 mod errors;
 mod foreign_abi;
 mod formats;
+mod gate;
 mod generated_code;
 mod heap;
 mod heap_command;

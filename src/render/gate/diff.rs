@@ -76,7 +76,10 @@ fn sorted(diff: &RecordingDiff, verbose: bool) -> Vec<&MetricChange> {
         .filter(|change| verbose || change.before != change.after)
         // Sizes and times that only jitter are no news.
         .filter(|change| {
-            verbose || change.repeatable || change.change.is_none_or(|share| share.abs() >= 0.1)
+            verbose
+                || change.repeatable
+                || change.unit != MetricUnit::Nanoseconds
+                    && change.change.is_none_or(|share| share.abs() >= 0.1)
         })
         .collect()
 }

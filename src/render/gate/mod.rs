@@ -22,3 +22,4 @@ pub use openmetrics::openmetrics;
 pub use text::how_it_ended;
 pub use text::judgement;
 pub use text::update;
+pub(super) use value::value;

@@ -8,7 +8,7 @@ use crate::units::ByteDelta;
 use crate::units::ByteSize;
 
 /// `17.2 MiB`, `251`, `1.20 s`, `7.50 %`.
-pub(super) fn value(unit: MetricUnit, value: u64) -> String {
+pub(in crate::render) fn value(unit: MetricUnit, value: u64) -> String {
     match unit {
         MetricUnit::Bytes => ByteSize(value).to_string(),
         MetricUnit::Count => value.to_string(),

@@ -572,7 +572,7 @@ fn remarks(subject: &Subject, metrics: &[JudgedMetric]) -> Vec<String> {
 /// What an update of a baseline changes, by metric: old and new value.
 #[must_use]
 pub fn update_of(before: &Baseline, after: &Baseline) -> Vec<(String, Option<u64>, Option<u64>)> {
-    fn values<'a>(baseline: &'a Baseline) -> BTreeMap<(Option<&'a str>, &'a str), u64> {
+    fn values(baseline: &Baseline) -> BTreeMap<(Option<&str>, &str), u64> {
         let own = baseline.metrics.iter().map(|entry| (None, entry));
         let others = baseline.programs.iter().flat_map(|(name, metrics)| {
             metrics

@@ -350,7 +350,9 @@ pub const METRICS: &[Metric] = &[
         Source::Space(|space| {
             at_end(space, "free_bytes")?.checked_add(at_end(space, "top_bytes")?)
         }),
-    ),
+    )
+    // Who uses less of what was obtained leaves more free.
+    .neutral(),
     metric(
         "allocator.overhead",
         Bytes,
