@@ -56,9 +56,14 @@ fn heading(comparison: &Comparison, width: usize) -> Line {
 
 /// Columns that fit beside each other; the first is in each group, as all are measured by it.
 fn groups(comparison: &Comparison, width: usize) -> Vec<Vec<usize>> {
-    const NAMES: usize = 23;
     const VALUE: usize = 20;
-    let fitting = (width.saturating_sub(NAMES) / VALUE).max(2);
+    let names = comparison
+        .rows
+        .iter()
+        .map(|row| row.name.len() + 1)
+        .max()
+        .unwrap_or_default();
+    let fitting = (width.saturating_sub(names) / VALUE).max(2);
     let others: Vec<usize> = (1..comparison.columns.len()).collect();
     if others.is_empty() {
         return vec![vec![0]];
@@ -232,12 +237,12 @@ mod tests {
         );
         let row = text
             .lines()
-            .find(|line| line.starts_with("break peak"))
+            .find(|line| line.starts_with("break.peak"))
             .unwrap();
         let words: Vec<_> = row.split_whitespace().collect();
         assert_eq!(
             words,
-            ["break", "peak", "1", "MiB", "2", "MiB", "2.00×"],
+            ["break.peak", "1", "MiB", "2", "MiB", "2.00×"],
             "{text}"
         );
     }
