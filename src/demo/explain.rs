@@ -21,7 +21,7 @@ const OVERHEAD: u64 = 8;
 const ALIGNMENT: u64 = 16;
 /// The smallest chunk, in bytes: so much of the top always stays (`MINSIZE`).
 const SMALLEST: u64 = 32;
-/// What is asked for ahead of need, in bytes, unless a tunable says otherwise (`DEFAULT_TOP_PAD`).
+/// What is asked for ahead of need, in bytes, where it could not be read in the program (`DEFAULT_TOP_PAD`).
 const TOP_PAD: u64 = 131_072;
 
 /// Why a step moved the break, or did not.
@@ -324,9 +324,10 @@ fn chunk_bytes(requested: u64) -> u64 {
 }
 
 /// Bytes that the break moves up for a chunk when so much is left (`sysmalloc`), and how many of them are rounding.
-fn growth_bytes(chunk: u64, left: u64, page_size: u64) -> (u64, u64) {
+fn growth_bytes(chunk: u64, top_pad: u64, left: u64, page_size: u64) -> (u64, u64) {
     let needed = chunk
-        .saturating_add(TOP_PAD + SMALLEST)
+        .saturating_add(top_pad)
+        .saturating_add(SMALLEST)
         .saturating_sub(left);
     let rounded = page_up(needed, page_size);
     (rounded, rounded - needed)
@@ -350,7 +351,12 @@ fn growth(step: &Step, chunk: Chunk, previous: Address, setting: Setting<'_>) ->
         Term::plus(TermKind::Chunk, chunk.bytes, chunk_meaning(chunk))
     };
     let cause = first_term.bytes.unsigned_abs();
-    let (bytes, rounding) = growth_bytes(cause, left, setting.page_size);
+    let top_pad = step.malloc.map_or(TOP_PAD, |malloc| malloc.top_pad_bytes);
+    // Two ways to the same number: the blocks' addresses, which the program told, and malloc's own record.
+    if step.malloc.is_some_and(|malloc| malloc.top_bytes != left) {
+        return None;
+    }
+    let (bytes, rounding) = growth_bytes(cause, top_pad, left, setting.page_size);
     if chunk.bytes != chunk_bytes(chunk.requested)
         || i64::try_from(bytes) != Ok(step.change_bytes)
         || step.moves() != 1
@@ -361,7 +367,7 @@ fn growth(step: &Step, chunk: Chunk, previous: Address, setting: Setting<'_>) ->
         first_term,
         Term::plus(
             TermKind::TopPad,
-            TOP_PAD,
+            top_pad,
             "asked for ahead of need (top_pad)",
         ),
         Term::plus(

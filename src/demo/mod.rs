@@ -100,6 +100,18 @@ pub struct Step {
     pub agrees: bool,
     /// Why the break moved, or did not.
     pub reason: Reason,
+    /// What was read of malloc, in the program's memory, as it was about to raise the break; `null` when it did not, or
+    /// nothing could be read.
+    pub malloc: Option<MallocFacts>,
+}
+
+/// What was read of malloc in the program's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MallocFacts {
+    /// What it asks for ahead of need (`mp_.top_pad`).
+    pub top_pad_bytes: u64,
+    /// What was left at the heap's end (the main arena's top).
+    pub top_bytes: u64,
 }
 
 /// What the program did at a step.
@@ -398,10 +410,13 @@ fn influences() -> Vec<String> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Trace {
     heap_start: Option<Address>,
-    /// Calls of the steps whose end was seen.
-    steps: Vec<Vec<Call>>,
+    /// Calls of the steps whose end was seen, and what was read of malloc at the last one that raised the break.
+    steps: Vec<(Vec<Call>, Option<MallocFacts>)>,
     /// Calls since then.
     open: Vec<Call>,
+    /// What was read at them.
+    facts: Option<MallocFacts>,
+    top_pad_bytes: Option<u64>,
 }
 
 impl Trace {
@@ -413,11 +428,24 @@ impl Trace {
             EventKind::Madvise {
                 address, length: 0, ..
             } if script::marked_step(address.0) == Some(self.steps.len()) => {
-                self.steps.push(std::mem::take(&mut self.open));
+                self.steps
+                    .push((std::mem::take(&mut self.open), self.facts.take()));
             }
-            ref kind => self
-                .open
-                .extend(call(kind).filter(|call| self.is_told(call))),
+            EventKind::MallocSeen(ref seen) => {
+                self.top_pad_bytes = Some(seen.settings.top_pad_bytes);
+            }
+            ref kind => {
+                let call = call(kind).filter(|call| self.is_told(call));
+                if call.is_some_and(|call| call.moved_bytes() > 0) {
+                    self.facts = event.malloc.as_ref().and_then(|malloc| {
+                        Some(MallocFacts {
+                            top_pad_bytes: self.top_pad_bytes?,
+                            top_bytes: malloc.top_bytes,
+                        })
+                    });
+                }
+                self.open.extend(call);
+            }
         }
     }
 
@@ -496,7 +524,7 @@ fn beside_each_other(seen: &[Seen], trace: Trace) -> Result<Vec<Step>, DemoError
     let mut previous = None;
     let mut steps = Vec::with_capacity(SCRIPT.len());
     for ((number, act), seen) in SCRIPT.into_iter().enumerate().zip(seen) {
-        let calls = calls_of_steps.next().ok_or(DemoError::NoMark(number))?;
+        let (calls, malloc) = calls_of_steps.next().ok_or(DemoError::NoMark(number))?;
         let last = calls.iter().rev().find_map(|call| match *call {
             Call::Brk { after, .. } => Some(after),
             Call::Other { .. } => None,
@@ -516,6 +544,7 @@ fn beside_each_other(seen: &[Seen], trace: Trace) -> Result<Vec<Step>, DemoError
             agrees: traced_break == Some(seen.program_break),
             calls,
             reason: Reason::Unexplained,
+            malloc,
         });
     }
     Ok(steps)

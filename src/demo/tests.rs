@@ -63,8 +63,8 @@ fn accounts(layout: Layout) -> (Vec<Seen>, Trace) {
     steps[9].push(brk(1, 2));
     let trace = Trace {
         heap_start: Some(HEAP),
-        steps,
-        open: Vec::new(),
+        steps: steps.into_iter().map(|calls| (calls, None)).collect(),
+        ..Trace::default()
     };
     (seen, trace)
 }
@@ -90,7 +90,7 @@ pub(super) fn demonstration(layout: Layout) -> Demonstration {
 /// The call of the last step was not traced.
 pub(super) fn differing_demonstration() -> Demonstration {
     let (seen, mut trace) = accounts(GLIBC_2_36);
-    trace.steps[9].clear();
+    trace.steps[9].0.clear();
     beside(GLIBC_2_36, &seen, trace).unwrap()
 }
 
@@ -249,7 +249,7 @@ fn a_break_that_the_program_saw_and_the_trace_did_not_is_a_difference() {
 #[test]
 fn a_call_that_was_not_traced_is_a_difference_from_there_on() {
     let (seen, mut trace) = accounts(GLIBC_2_36);
-    trace.steps[1].clear();
+    trace.steps[1].0.clear();
     let shown = beside(GLIBC_2_36, &seen, trace).unwrap();
     let differing: Vec<usize> = (0..SCRIPT.len())
         .filter(|&n| !shown.steps[n].agrees)
@@ -317,7 +317,7 @@ fn calls_belong_to_the_step_whose_mark_follows() {
             })
             .collect()
     };
-    let steps: Vec<_> = trace.steps.iter().map(|calls| names(calls)).collect();
+    let steps: Vec<_> = trace.steps.iter().map(|(calls, _)| names(calls)).collect();
     assert_eq!(steps, [vec![], vec!["munmap", "madvise", "madvise"]]);
 }
 
@@ -348,4 +348,30 @@ fn json_names_its_schema_and_keeps_every_step() {
     assert_eq!(value["steps"].as_array().unwrap().len(), SCRIPT.len());
     assert_eq!(value["steps"][1]["reason"]["kind"], "grown");
     assert_eq!(value["steps"][1]["seen_break"], "0x555500021000");
+}
+
+#[test]
+fn what_malloc_itself_says_must_agree_with_where_the_blocks_lie() {
+    let with_top = |top_bytes| {
+        let (seen, mut trace) = accounts(GLIBC_2_36);
+        trace.steps[9].1 = Some(MallocFacts {
+            top_pad_bytes: 131_072,
+            top_bytes,
+        });
+        beside(GLIBC_2_36, &seen, trace).unwrap().steps[9].reason
+    };
+    assert_eq!(with_top(52_512), Reason::Grown { sum: 2 });
+    assert_eq!(with_top(52_496), Reason::Unexplained);
+}
+
+#[test]
+fn a_pad_that_was_set_is_read_rather_than_assumed() {
+    let (seen, mut trace) = accounts(GLIBC_2_36);
+    trace.steps[9].1 = Some(MallocFacts {
+        top_pad_bytes: 0,
+        top_bytes: 52_512,
+    });
+    // The break rose by more than such a malloc asks for.
+    let shown = beside(GLIBC_2_36, &seen, trace).unwrap();
+    assert_eq!(shown.steps[9].reason, Reason::Unexplained);
 }

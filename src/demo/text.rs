@@ -280,6 +280,7 @@ fn conclusions(demonstration: &Demonstration) -> Vec<(Tone, String)> {
         .into_iter()
         .collect();
     let claims = [
+        read_in_malloc(demonstration),
         Some(calls(demonstration)),
         obtained(demonstration),
         Some(given_back(demonstration)),
@@ -303,6 +304,21 @@ fn unexplained(demonstration: &Demonstration) -> Option<String> {
         "This malloc computes otherwise than glibc's usual arithmetic{cause}: the numbers are measured, and only what \
          could be checked is explained."
     ))
+}
+
+/// Where the terms of the growths come from.
+fn read_in_malloc(demonstration: &Demonstration) -> Option<String> {
+    let mut growths = demonstration
+        .steps
+        .iter()
+        .filter(|step| matches!(step.reason, Reason::Grown { .. }))
+        .peekable();
+    growths.peek()?;
+    growths.all(|step| step.malloc.is_some()).then(|| {
+        "top_pad and top were read in malloc itself, in the program's memory, at each call that raised the break; top is \
+         also where the program's blocks end, and both agree."
+            .to_owned()
+    })
 }
 
 fn calls(demonstration: &Demonstration) -> String {
