@@ -40,6 +40,9 @@ pub(super) struct ArenaState {
     /// The top chunk, and its size word.
     pub(super) top: u64,
     pub(super) top_bytes: u64,
+    /// The size that the top says of itself, where it makes no sense: a thread stands between the two writes with which a chunk
+    /// is cut from it (malloc.c, `use_top`), or somebody overwrote it. Then `top_bytes` reach to the end of its memory.
+    pub(super) odd_top_size: Option<u64>,
     pub(super) next: u64,
     pub(super) attached_threads: u64,
     pub(super) system_bytes: u64,
@@ -75,6 +78,18 @@ impl ArenaState {
         } else {
             image.word(top.checked_add(8)?)? & !SIZE_FLAGS
         };
+        let system_bytes = word(layout.system_mem());
+        let makes_sense = |bytes: u64| {
+            bytes.is_multiple_of(CHUNK_ALIGNMENT)
+                && bytes <= system_bytes
+                && top.checked_add(bytes).is_some()
+        };
+        let (top_bytes, odd_top_size) = if makes_sense(top_bytes) {
+            (top_bytes, None)
+        } else {
+            let end = end_of_memory(image, top, address == located.main_arena)?;
+            (end.checked_sub(top)?, Some(top_bytes))
+        };
         let state = Self {
             address,
             is_main: address == located.main_arena,
@@ -84,14 +99,13 @@ impl ArenaState {
             fast_bins,
             top: if is_initial { 0 } else { top },
             top_bytes,
+            odd_top_size,
             next: word(layout.next()),
             attached_threads: word(layout.attached_threads()),
-            system_bytes: word(layout.system_mem()),
+            system_bytes,
         };
         let is_sound = state.top.is_multiple_of(CHUNK_ALIGNMENT)
-            && state.top_bytes.is_multiple_of(CHUNK_ALIGNMENT)
-            && state.top_bytes <= state.system_bytes
-            && state.top.checked_add(state.top_bytes).is_some()
+            && makes_sense(state.top_bytes)
             && state.system_bytes <= word(layout.max_system_mem())
             && word(layout.bins()) != 0;
         is_sound.then_some(state)
@@ -101,6 +115,22 @@ impl ArenaState {
     pub(super) fn end(&self) -> u64 {
         self.top.wrapping_add(self.top_bytes)
     }
+}
+
+/// Where the memory ends that a top lies in: the heap below the break, or the heap of a thread's arena.
+fn end_of_memory(image: &dyn Image, top: u64, is_main: bool) -> Option<u64> {
+    let mappings = image.mappings();
+    let index = mappings.partition_point(|mapping| mapping.end.0 <= top);
+    let mapping = mappings
+        .get(index)
+        .filter(|mapping| mapping.start.0 <= top && mapping.permissions.write)?;
+    if is_main {
+        return Some(mapping.end.0);
+    }
+    let base = top & !(super::layout::heap_max(None) - 1);
+    let header = HeapHeader::read(image, base)?;
+    base.checked_add(header.size)
+        .filter(|end| *end <= mapping.end.0)
 }
 
 /// The arenas of a malloc, the main one first, and why the list is not whole, if it is not.

@@ -205,6 +205,12 @@ impl Examiner<'_> {
             self.other_arena(state)
         };
         walked.ranges.sort_unstable();
+        if let Some(size) = state.odd_top_size {
+            let top = state.top;
+            walked.problem.get_or_insert_with(|| {
+                format!("the top at {top:#x} says {size} bytes of itself, unless a thread is in the midst of cutting a chunk from it")
+            });
+        }
         walked
     }
 
