@@ -276,14 +276,16 @@ impl Examiner<'_> {
 
     /// Walks from chunk to chunk from `base` on, over what is not malloc's; returns whether the top was reached.
     fn pieces(&self, walked: &mut Walked, base: u64, end: u64) -> bool {
-        let mut at = base.next_multiple_of(arena::CHUNK_ALIGNMENT);
-        walked.covered += at - base;
+        let Some(mut at) = base.checked_next_multiple_of(arena::CHUNK_ALIGNMENT) else {
+            return false;
+        };
+        walked.covered = walked.covered.saturating_add(at - base);
         for _ in 0..MOST_STRETCHES {
             let stretch = self.stretch(&walked.state, at, end);
             let (found, how) = walk::walk(self.image, stretch, &self.freed);
             walked.segments += 1;
             let walked_bytes = bytes_of(&found, &walked.state, how == End::Top);
-            walked.covered += walked_bytes;
+            walked.covered = walked.covered.saturating_add(walked_bytes);
             add(&mut walked.found, &found);
             let resume = match how {
                 End::Top => return true,
@@ -291,16 +293,16 @@ impl Examiner<'_> {
                 End::Fence(behind) => {
                     walk::find_chunks(self.image, behind, stretch).inspect(|next| {
                         // What somebody else took counts as the arena's own.
-                        walked.covered += next - behind;
+                        walked.covered = walked.covered.saturating_add(next.saturating_sub(behind));
                     })
                 }
                 End::Swapped(to) => {
                     let next = walk::find_chunks(self.image, to, stretch);
-                    let lost_from = at + walked_bytes;
+                    let lost_from = at.saturating_add(walked_bytes);
                     if let Some(next) = next {
                         walked
                             .problem
-                            .get_or_insert_with(|| swapped_out(next - lost_from));
+                            .get_or_insert_with(|| swapped_out(next.saturating_sub(lost_from)));
                     }
                     next
                 }
@@ -402,8 +404,12 @@ impl Examiner<'_> {
         *has_top |= is_top;
         walked.segments += 1;
         // A mapping is whole pages; what the fence leaves of the last one is its own as well.
-        let whole = behind.next_multiple_of(self.image.page_size());
-        walked.covered += whole.min(end) - at;
+        let whole = behind
+            .checked_next_multiple_of(self.image.page_size())
+            .unwrap_or(end);
+        walked.covered = walked
+            .covered
+            .saturating_add(whole.min(end).saturating_sub(at));
         walked.ranges.push((at, whole.min(end)));
         add(&mut walked.found, &found);
         whole.max(next_page)
@@ -446,19 +452,22 @@ impl Examiner<'_> {
             walked.ranges.push((heap.start, heap.end));
             let stretch = self.stretch(state, heap.first_chunk, heap.end);
             let (found, how) = walk::walk(self.image, stretch, &self.freed);
-            let header = heap.first_chunk - heap.start;
+            let header = heap.first_chunk.saturating_sub(heap.start);
             let bytes = bytes_of(&found, state, how == End::Top);
             match how {
                 // Its heap may end behind its fence by less than a chunk.
-                End::Top | End::Fence(_) => walked.covered += heap.end - heap.start,
+                End::Top | End::Fence(_) => {
+                    let bytes = heap.end.saturating_sub(heap.start);
+                    walked.covered = walked.covered.saturating_add(bytes);
+                }
                 End::Swapped(to) => {
-                    walked.covered += header + bytes;
-                    walked
-                        .problem
-                        .get_or_insert_with(|| swapped_out(to - heap.first_chunk - bytes));
+                    walked.covered = walked.covered.saturating_add(header).saturating_add(bytes);
+                    walked.problem.get_or_insert_with(|| {
+                        swapped_out(to.saturating_sub(heap.first_chunk).saturating_sub(bytes))
+                    });
                 }
                 End::Broken { at, why } => {
-                    walked.covered += header + bytes;
+                    walked.covered = walked.covered.saturating_add(header).saturating_add(bytes);
                     walked
                         .problem
                         .get_or_insert_with(|| format!("the chunk at {at:#x} is none: {why}"));
@@ -482,7 +491,7 @@ impl Examiner<'_> {
         let drop_from = |start: u64| {
             (end.saturating_sub(start))
                 .checked_sub(KEPT_AT_TOP)
-                .map_or(0, |area| area & !(page - 1))
+                .map_or(0, |area| area & !page.saturating_sub(1))
         };
         if !is_at_break || walked.found.top_start == 0 {
             walked.top_trimmable = Some(0);
@@ -490,7 +499,7 @@ impl Examiner<'_> {
         }
         let top_start = walked.found.top_start;
         let extra = drop_from(top_start);
-        walked.top_trimmable = Residence::new(self.image, end - extra, end)
+        walked.top_trimmable = Residence::new(self.image, end.saturating_sub(extra), end)
             .finish()
             .map(|(resident, _)| resident);
         let kept = walked.found.live.min(LAST_CHUNKS);
@@ -500,7 +509,7 @@ impl Examiner<'_> {
         for (index, chunk) in last.iter().enumerate().take(PINS) {
             let Some(bytes) = self
                 .image
-                .word(chunk + 8)
+                .word(chunk.saturating_add(8))
                 .map(|word| word & !arena::SIZE_FLAGS)
             else {
                 break;
@@ -510,9 +519,9 @@ impl Examiner<'_> {
                 Some(below) => {
                     let size = self
                         .image
-                        .word(below + 8)
+                        .word(below.saturating_add(8))
                         .map_or(0, |word| word & !arena::SIZE_FLAGS);
-                    below + size
+                    below.saturating_add(size)
                 }
                 None if kept < LAST_CHUNKS => {
                     walked.ranges.first().map_or(*chunk, |(start, _)| *start)
@@ -520,7 +529,7 @@ impl Examiner<'_> {
                 None => break,
             };
             walked.pins.push(Pin {
-                address: Address(chunk + free_lists::HEADER),
+                address: Address(chunk.saturating_add(free_lists::HEADER)),
                 bytes,
                 cached: self.freed.has_cached(*chunk),
                 drop_bytes: drop_from(below.min(*chunk)),
@@ -702,7 +711,19 @@ fn swapped_out(bytes: u64) -> String {
 fn bytes_of(found: &Found, state: &ArenaState, is_top: bool) -> u64 {
     let (_, in_use) = found.classes.sums();
     let top = if is_top { state.top_bytes } else { 0 };
-    in_use + found.cached_bytes + found.fast_bytes + found.binned_bytes + found.fence_bytes + top
+    total([
+        in_use,
+        found.cached_bytes,
+        found.fast_bytes,
+        found.binned_bytes,
+        found.fence_bytes,
+        top,
+    ])
+}
+
+/// The sum; what a damaged heap says of itself may be more than there is.
+fn total(parts: [u64; 6]) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Adds what one stretch holds.
@@ -746,8 +767,14 @@ fn arena_of(walked: &Walked) -> Arena {
     } else {
         state.top_bytes
     };
-    let accounted =
-        in_use_bytes + found.cached_bytes + found.fast_bytes + found.binned_bytes + has_top;
+    let accounted = total([
+        in_use_bytes,
+        found.cached_bytes,
+        found.fast_bytes,
+        found.binned_bytes,
+        has_top,
+        0,
+    ]);
     let not_found_bytes = state.system_bytes.saturating_sub(walked.covered);
     Arena {
         address: Address(state.address),
@@ -775,7 +802,7 @@ fn arena_of(walked: &Walked) -> Arena {
             free_resident_bytes: known(found.pages.free_resident),
             trimmable_bytes: known(found.pages.trimmable)
                 .zip(walked.top_trimmable.or((!state.is_main).then_some(0)))
-                .map(|(inside, top)| inside + top),
+                .map(|(inside, top)| inside.saturating_add(top)),
             fragmented_bytes: known(found.pages.fragmented),
             swapped_bytes: known(found.swapped),
             not_found_bytes,
@@ -784,7 +811,7 @@ fn arena_of(walked: &Walked) -> Arena {
 }
 
 fn plus(a: &ArenaFigures, b: &ArenaFigures) -> ArenaFigures {
-    let both = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b);
+    let both = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.saturating_add(b));
     ArenaFigures {
         system_bytes: a.system_bytes.saturating_add(b.system_bytes),
         in_use_bytes: a.in_use_bytes + b.in_use_bytes,

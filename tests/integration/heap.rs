@@ -461,7 +461,15 @@ fn a_core_file_tells_the_same_as_the_process() {
 
 #[test]
 fn corrupted_heaps_are_told_as_such() {
-    for how in ["size", "small_size", "fd", "fast", "circular", "top", "top_size"] {
+    for how in [
+        "size",
+        "small_size",
+        "fd",
+        "fast",
+        "circular",
+        "top",
+        "top_size",
+    ] {
         for seed in ["1", "2"] {
             let mode = format!("corrupt_{how}");
             let Some(mut target) = start(program(), &[&mode, seed], "") else {

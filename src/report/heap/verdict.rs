@@ -442,7 +442,7 @@ impl Case<'_> {
                     _ => String::new(),
                 };
                 let told = match allocator.role {
-                    AllocatorRole::InCharge => format!("{name} serves malloc{resident}"),
+                    AllocatorRole::InCharge => format!("{name} serves the program's blocks{resident}"),
                     AllocatorRole::Beside => {
                         format!("{name} serves part of the program beside malloc{resident}")
                     }
