@@ -56,6 +56,12 @@ enum Shape {
     Growth(Growth),
     /// top − kept, down to pages.
     Trim { top: u64, kept: u64 },
+    /// alignment + what the old top had + rounding.
+    Correction {
+        alignment: u64,
+        lost_top: u64,
+        rounding: u64,
+    },
     /// chunk + header, up to pages.
     Mapping { header: u64, page: u64 },
     /// Only the reason is known.
@@ -83,6 +89,8 @@ fn chunk_for(request: u64) -> u64 {
 struct Places {
     /// Those of the chunk's size; `None` before the first growth.
     chunk: Option<Vec<u16>>,
+    /// How many growths these places were learnt from.
+    growths: u32,
     /// Those of the number of bytes that was asked for, and how many growths bear them out.
     request: Option<(Vec<u16>, u32)>,
 }
@@ -117,6 +125,7 @@ impl Places {
             &mut self.chunk,
             chunks.map(|candidate| candidate.place).collect(),
         );
+        self.growths = self.growths.saturating_add(1);
         let Some(chunk) = self.chunk_of(growth) else {
             return;
         };
@@ -143,7 +152,12 @@ impl Places {
         let sizes = growth
             .sizes()
             .filter(|candidate| known.contains(&candidate.place));
-        agreed(sizes.map(|candidate| candidate.bytes))
+        let chunk = agreed(sizes.map(|candidate| candidate.bytes))?;
+        // One growth alone proves no place, unless what was asked for stands beside it.
+        let mut words = growth.candidates.iter().flatten();
+        let is_borne_out = self.growths > 1
+            || words.any(|word| word.bytes != chunk && chunk_for(word.bytes) == chunk);
+        is_borne_out.then_some(chunk)
     }
 
     /// What was asked for, likewise; one growth alone proves no place.
@@ -167,6 +181,15 @@ fn agreed(mut numbers: impl Iterator<Item = u64>) -> Option<u64> {
     numbers.all(|number| number == first).then_some(first)
 }
 
+/// A growth of the break by malloc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LastGrowth {
+    top: Address,
+    top_bytes: u64,
+    from: Address,
+    to: Address,
+}
+
 /// glibc's malloc in one address space.
 #[derive(Clone, Debug)]
 pub(super) struct Malloc {
@@ -176,8 +199,8 @@ pub(super) struct Malloc {
     places: Places,
     explained: Explained,
     page_size: u64,
-    /// The top at the last growth of the break.
-    last_growth: Option<(Address, u64)>,
+    /// The top at the last growth of the break, and where that began.
+    last_growth: Option<LastGrowth>,
     /// The mmap threshold became this, and no unmapping has explained it yet.
     raised_to: Option<u64>,
     /// A thread's call of brk was refused last: its next mapping goes on with the arena.
@@ -259,6 +282,7 @@ impl Malloc {
             StepReason::TrimByFree => &mut self.explained.trims_by_free,
             StepReason::MallocTrim => &mut self.explained.trims_by_malloc_trim,
             StepReason::NotMalloc => &mut self.explained.not_malloc,
+            StepReason::AfterForeignMove => &mut self.explained.after_foreign_moves,
             _ => &mut self.explained.unexplained,
         };
         *counter += 1;
@@ -286,6 +310,25 @@ impl Malloc {
         if call.depth.is_some_and(|depth| depth <= OWN_DEPTH) {
             return plain(StepReason::NotMalloc);
         }
+        // The same top as at the last growth: malloc has not taken note of that yet, and this one only evens it out
+        // (`correction`), after somebody else moved the break.
+        let this = LastGrowth {
+            top: call.top,
+            top_bytes: call.top_bytes,
+            from,
+            to: from + bytes,
+        };
+        let last = self
+            .last_growth
+            .replace(this)
+            .filter(|last| (last.top, last.top_bytes) == (call.top, call.top_bytes));
+        if let Some(shape) = last.and_then(|last| self.correction(last, from, bytes)) {
+            return Explanation {
+                reason: StepReason::AfterForeignMove,
+                bytes,
+                shape,
+            };
+        }
         // ALIGN_UP (nb + top_pad + MINSIZE - old_size, pagesize), or where huge pages are wanted the break itself.
         let unit = self.unit();
         let most = bytes
@@ -298,11 +341,7 @@ impl Malloc {
         // What is no multiple of pages evens out what somebody else did to the break.
         let is_whole = bytes.is_multiple_of(self.page_size)
             || unit > self.page_size && from.0.wrapping_add(bytes).is_multiple_of(unit);
-        // The same top as at the last growth: malloc has not taken note of that yet, and this one only evens it out
-        // (`correction`), after somebody else moved the break.
-        let top = (call.top, call.top_bytes);
-        let is_correction = self.last_growth.replace(top) == Some(top) && call.top.0 != 0;
-        if !is_whole || is_correction {
+        if !is_whole || last.is_some() && call.top.0 != 0 {
             return plain(StepReason::Unexplained);
         }
         let least = most
@@ -323,6 +362,25 @@ impl Malloc {
             bytes,
             shape: Shape::Growth(growth),
         }
+    }
+
+    /// `sysmalloc`, where brk is not where the old top ends: the new piece is aligned, as much is obtained again as the old top
+    /// had, and the end of it all is rounded up to pages. `None` where that is not the move.
+    fn correction(&self, last: LastGrowth, from: Address, bytes: u64) -> Option<Shape> {
+        if last.to != from {
+            return None;
+        }
+        let alignment = last.from.0.wrapping_neg() & (ALIGNMENT - 1);
+        let end = from.0.checked_add(alignment)?.checked_add(last.top_bytes)?;
+        let rounding = end.checked_next_multiple_of(self.unit())? - end;
+        let sum = alignment
+            .checked_add(last.top_bytes)?
+            .checked_add(rounding)?;
+        (sum == bytes).then_some(Shape::Correction {
+            alignment,
+            lost_top: last.top_bytes,
+            rounding,
+        })
     }
 
     /// `systrim`: ALIGN_DOWN (top_size - MINSIZE - 1 - pad, pagesize), with the pad of free or the argument of malloc_trim.
@@ -529,6 +587,19 @@ impl Malloc {
                 request = chunk.and_then(|chunk| self.places.request_of(&growth, chunk));
                 let terms = growth.terms(explanation.bytes, chunk);
                 (chunk, Some(growth.bounds), terms)
+            }
+            Shape::Correction {
+                alignment,
+                lost_top,
+                rounding,
+            } => {
+                let mut terms = vec![
+                    term(Kind::LostTop, lost_top, false),
+                    term(Kind::Alignment, alignment, false),
+                    term(Kind::PageRounding, rounding, false),
+                ];
+                terms.retain(|term| term.bytes != 0);
+                (None, None, terms)
             }
             Shape::Trim { top, kept } => (None, None, trim_terms(explanation.bytes, top, kept)),
             Shape::Mapping { header, page } => {

@@ -65,6 +65,8 @@ fn name(kind: StepTermKind) -> &'static str {
         StepTermKind::Kept => "kept",
         StepTermKind::Header => "header",
         StepTermKind::AlreadyOpen => "open already",
+        StepTermKind::Alignment => "alignment",
+        StepTermKind::LostTop => "old top, out of reach",
     }
 }
 
@@ -89,6 +91,9 @@ fn reason(explanation: &StepExplanation) -> String {
         StepReason::ArenaReserved => "address space for an arena".to_owned(),
         StepReason::ArenaOpened => "a new arena, or a further heap of one".to_owned(),
         StepReason::ArenaGrew => format!("a thread's arena grew for {request}"),
+        StepReason::AfterForeignMove => {
+            "malloc makes up for a move of the break that was not its own".to_owned()
+        }
         StepReason::NotMalloc => "not malloc's doing: the program moved the break".to_owned(),
         StepReason::Unexplained => "malloc's arithmetic does not explain it".to_owned(),
     }

@@ -49,6 +49,9 @@ pub enum StepReason {
     ArenaOpened,
     /// A thread's arena grew (`grow_heap`).
     ArenaGrew,
+    /// Somebody else had moved the break: malloc gives up the old top, and gets whole pages again (`correction` in
+    /// `sysmalloc`), right after the growth that met the gap.
+    AfterForeignMove,
     /// The program, or another library, moved the break by itself.
     NotMalloc,
     /// The size does not follow from malloc's arithmetic.
@@ -90,6 +93,10 @@ pub enum StepTermKind {
     Header,
     /// What was open already from the last time that the heap was so large.
     AlreadyOpen,
+    /// Up to the alignment of chunks.
+    Alignment,
+    /// As much as the old top had, which cannot be joined to what lies behind the gap.
+    LostTop,
 }
 
 /// How many moves glibc's arithmetic explained.
@@ -112,6 +119,9 @@ pub struct Explained {
     pub arena_growths: u64,
     /// Times that the main arena went on in a mapping, as brk was refused.
     pub break_refusals: u64,
+    /// Moves of the break by which malloc made up for those of others.
+    #[serde(default)]
+    pub after_foreign_moves: u64,
     /// Moves of the break that were not malloc's.
     pub not_malloc: u64,
     /// Moves of the break, seen with malloc at work, that its arithmetic does not explain.

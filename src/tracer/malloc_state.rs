@@ -210,7 +210,10 @@ fn main_arena(
                 .checked_sub(settings.top_pad_bytes.checked_add(SMALLEST_CHUNK)?)
         });
         if let (Some(most), Some(settings)) = (most, settings) {
-            let unit = settings.thp_page_bytes.unwrap_or(0).max(4096);
+            let unit = settings
+                .thp_page_bytes
+                .unwrap_or(0)
+                .max(heap_walk::Image::page_size(image));
             call.candidates = candidates(tid, most.saturating_sub(unit - 1), most);
         }
     }

@@ -17,6 +17,7 @@ mod core_files;
 mod culprits;
 mod demo;
 mod errors;
+mod explained;
 mod foreign_abi;
 mod formats;
 mod gate;
