@@ -576,7 +576,11 @@ impl Examiner<'_> {
                 threads: standing.caches.threads,
                 found: standing.caches.found,
                 chunks: standing.caches.chunks.len() as u64,
-                bytes: standing.caches.chunks.iter().map(|chunk| chunk.bytes).sum(),
+                bytes: standing
+                    .caches
+                    .chunks
+                    .iter()
+                    .fold(0, |sum, chunk| sum.saturating_add(chunk.bytes)),
             },
             mallinfo: mallinfo(walked, &total, standing.mapped),
             trimmable_bytes: total.trimmable_bytes,

@@ -214,7 +214,7 @@ pub(super) fn find(
 fn near(stretch: &Stretch<'_>, main_arena: u64) -> (u64, u64) {
     let start = main_arena.saturating_sub(NEAR).max(stretch.start);
     let end = main_arena.saturating_add(NEAR).min(stretch.end);
-    (start.next_multiple_of(8), end)
+    (start.checked_next_multiple_of(8).unwrap_or(end), end)
 }
 
 fn in_file(

@@ -9,6 +9,8 @@ use std::str::FromStr;
 pub enum Format {
     /// For people: one screen of text.
     Text,
+    /// For people: a page for the browser, which needs no network.
+    Html,
     /// For programs: `docs/report-schema.md`.
     Json,
     /// Growth by call stack, one line per stack: flamegraph.pl, inferno, speedscope.
@@ -31,8 +33,9 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Text,
+        Self::Html,
         Self::Json,
         Self::Folded,
         Self::Pprof,
@@ -49,6 +52,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
+            Self::Html => "html",
             Self::Json => "json",
             Self::Folded => "folded",
             Self::Pprof => "pprof",
@@ -66,6 +70,7 @@ impl Format {
     pub fn suffixes(self) -> &'static [&'static str] {
         match self {
             Self::Text => &[".txt", ".text"],
+            Self::Html => &[".html", ".htm"],
             Self::Json => &[".json"],
             Self::Folded => &[".folded"],
             Self::Pprof => &[".pb.gz", ".pprof"],
@@ -83,7 +88,12 @@ impl Format {
     pub fn is_binary(self) -> bool {
         match self {
             Self::Pprof => true,
-            Self::Text | Self::Json | Self::Folded | Self::Speedscope | Self::ChromeTrace => false,
+            Self::Text
+            | Self::Html
+            | Self::Json
+            | Self::Folded
+            | Self::Speedscope
+            | Self::ChromeTrace => false,
             Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }
@@ -93,7 +103,7 @@ impl Format {
     pub fn is_of_stacks(self) -> bool {
         match self {
             Self::Folded | Self::Pprof | Self::Speedscope => true,
-            Self::Text | Self::Json | Self::ChromeTrace => false,
+            Self::Text | Self::Html | Self::Json | Self::ChromeTrace => false,
             Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }

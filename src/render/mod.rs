@@ -13,6 +13,7 @@ mod export;
 mod format;
 pub mod gate;
 mod heap;
+mod html;
 mod layout;
 mod page;
 pub(crate) mod style;
@@ -84,6 +85,7 @@ pub fn render(
     export::check(report, format)?;
     Ok(match format {
         Format::Text => text::render(report, options).into_bytes(),
+        Format::Html => html::render(report),
         Format::Json => report::to_json(report).into_bytes(),
         Format::Folded => export::folded(report, measure),
         Format::Pprof => export::pprof(report, measure),

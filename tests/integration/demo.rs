@@ -85,12 +85,16 @@ fn on_glibc_without_tunables_every_step_is_explained() {
 
 #[test]
 #[cfg(target_env = "gnu")]
-fn with_another_top_pad_the_numbers_are_measured_and_not_explained() {
+fn another_top_pad_is_read_in_the_program_and_explains_the_numbers() {
     let shown = json(&[("MALLOC_TOP_PAD_", "0")]);
     assert_eq!(shown["agrees"], true);
     assert_eq!(shown["influences"], serde_json::json!(["MALLOC_TOP_PAD_"]));
-    assert_eq!(shown["steps"][9]["reason"]["kind"], "unexplained");
-    assert_eq!(shown["sums"], serde_json::json!([]));
+    assert_eq!(shown["steps"][9]["reason"]["kind"], "grown");
+    assert_eq!(shown["steps"][9]["malloc"]["top_pad_bytes"], 0);
+    let sums = shown["sums"].as_array().unwrap();
+    let terms = sums.last().unwrap()["terms"].as_array().unwrap();
+    let pad = terms.iter().find(|term| term["kind"] == "top_pad").unwrap();
+    assert_eq!(pad["bytes"], 0, "{shown:#}");
 }
 
 #[test]
