@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_error_for_an_unknown_format_lists_all() {
-        let error = "html".parse::<Format>().unwrap_err().to_string();
+        let error = "docx".parse::<Format>().unwrap_err().to_string();
         for format in Format::ALL {
             assert!(error.contains(format.name()), "{error}");
         }

@@ -1084,6 +1084,6 @@ fn formats_are_known_by_name_and_by_extension() {
         Some(Format::Json)
     );
     assert_eq!(Format::of_path(Path::new("report.txt")), Some(Format::Text));
-    assert_eq!(Format::of_path(Path::new("report.html")), None);
+    assert_eq!(Format::of_path(Path::new("report.docx")), None);
     assert_eq!(Format::of_path(Path::new("json")), None);
 }
