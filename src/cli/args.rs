@@ -30,7 +30,8 @@ Examples:
   breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
   breaktrace attach --duration 10s 4242         watch it for ten seconds
   breaktrace heap 4242                          leak, or kept by malloc? one look from outside
-  breaktrace report heap.json                   show a recording again
+  breaktrace report -o heap.html heap.json      show a recording again, here as a page for a browser
+  breaktrace run --baseline b.json -- ./main    in CI: exit status 3 when the heap became worse
   breaktrace demo                               what malloc makes of the break, on breaktrace itself";
 
 const RUN_HELP: &str = "\
@@ -97,6 +98,17 @@ Examples:
 Exit status 0, 3 when something is worse than it may be or the program did not end as it should, 4 when there is no
 baseline or it is one of something else, 2 when the command line or a limit is wrong, 1 for all other failures.";
 
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  breaktrace completions bash > ~/.local/share/bash-completion/completions/breaktrace
+  breaktrace completions zsh > ~/.zfunc/_breaktrace
+  breaktrace completions fish > ~/.config/fish/completions/breaktrace.fish";
+
+const MAN_HELP: &str = "\
+Examples:
+  breaktrace man run | man -l -
+  breaktrace man --dir ~/.local/share/man/man1";
+
 const DEMO_HELP: &str = "\
 breaktrace traces itself playing a small program: five blocks of 16 KiB from malloc, the second freed, a sixth, freed \
 as well, and one of 90 KiB. What the program saw (sbrk(0)) stands beside what was traced, and each number is taken \
@@ -136,6 +148,10 @@ pub(super) enum Command {
     Demo(Demo),
     /// Find out what this machine allows, and what to do where it does not
     Doctor(Doctor),
+    /// Print a shell's completions for breaktrace
+    Completions(Completions),
+    /// Print a manual page, or write all of them
+    Man(Man),
 }
 
 /// Where a report goes, and in what form.
@@ -731,6 +747,25 @@ pub(super) struct Symbolize {
     /// A report written by -o FILE.json
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = COMPLETIONS_HELP)]
+pub(super) struct Completions {
+    /// The shell
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = MAN_HELP)]
+pub(super) struct Man {
+    /// Write a page for each command into DIR
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "of")]
+    pub(super) dir: Option<PathBuf>,
+
+    /// The command that the page is about, instead of breaktrace as a whole
+    #[arg(value_name = "COMMAND")]
+    pub(super) of: Option<String>,
 }
 
 #[derive(Debug, Args)]

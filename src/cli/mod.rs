@@ -11,6 +11,7 @@ mod heap;
 mod input;
 mod inspect;
 mod interval;
+mod manual;
 mod measure;
 mod metrics;
 mod output;
@@ -112,6 +113,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Symbolize(arguments) => symbolize::symbolize(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
     match result {

@@ -33,6 +33,7 @@ mod kernel_view;
 mod layers;
 mod leaks;
 mod lifecycle;
+mod manual;
 mod odd_stacks;
 mod other_allocators;
 mod preloaded;
