@@ -11,6 +11,8 @@ pub enum Format {
     Text,
     /// For people: a page for the browser, which needs no network.
     Html,
+    /// For documents: timeline and flame graph as one picture.
+    Svg,
     /// For programs: `docs/report-schema.md`.
     Json,
     /// Growth by call stack, one line per stack: flamegraph.pl, inferno, speedscope.
@@ -33,9 +35,10 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Text,
         Self::Html,
+        Self::Svg,
         Self::Json,
         Self::Folded,
         Self::Pprof,
@@ -53,6 +56,7 @@ impl Format {
         match self {
             Self::Text => "text",
             Self::Html => "html",
+            Self::Svg => "svg",
             Self::Json => "json",
             Self::Folded => "folded",
             Self::Pprof => "pprof",
@@ -71,6 +75,7 @@ impl Format {
         match self {
             Self::Text => &[".txt", ".text"],
             Self::Html => &[".html", ".htm"],
+            Self::Svg => &[".svg"],
             Self::Json => &[".json"],
             Self::Folded => &[".folded"],
             Self::Pprof => &[".pb.gz", ".pprof"],
@@ -90,6 +95,7 @@ impl Format {
             Self::Pprof => true,
             Self::Text
             | Self::Html
+            | Self::Svg
             | Self::Json
             | Self::Folded
             | Self::Speedscope
@@ -103,7 +109,7 @@ impl Format {
     pub fn is_of_stacks(self) -> bool {
         match self {
             Self::Folded | Self::Pprof | Self::Speedscope => true,
-            Self::Text | Self::Html | Self::Json | Self::ChromeTrace => false,
+            Self::Text | Self::Html | Self::Svg | Self::Json | Self::ChromeTrace => false,
             Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }

@@ -17,6 +17,7 @@ mod html;
 mod layout;
 mod page;
 pub(crate) mod style;
+mod svg;
 mod symbols;
 pub(crate) mod table;
 mod terminal;
@@ -86,6 +87,7 @@ pub fn render(
     Ok(match format {
         Format::Text => text::render(report, options).into_bytes(),
         Format::Html => html::render(report),
+        Format::Svg => svg::render(report),
         Format::Json => report::to_json(report).into_bytes(),
         Format::Folded => export::folded(report, measure),
         Format::Pprof => export::pprof(report, measure),
