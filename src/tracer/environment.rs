@@ -27,7 +27,6 @@ const NAMES: &[&str] = &[
 
 /// Beginnings of names that matter: the settings of mallocs and of runtimes' pools, and the locale.
 const PREFIXES: &[&str] = &[
-    "BREAKTRACE_",
     "JEMALLOC_",
     "LC_",
     "MALLOC_",
@@ -45,12 +44,21 @@ const OF_PLACES: &[&str] = &[
     "PYTHONUSERBASE",
 ];
 
-/// Our own settings: they say how we read, and not how the program works.
-const OWN: &[&str] = &[stats_page::environment::SAMPLE_INTERVAL];
+/// Settings of the bundled allocator that change how it uses memory.
+const OF_OUR_MALLOC: &[&str] = &[
+    stats_page::environment::POLICY,
+    stats_page::environment::GUARD,
+    stats_page::environment::MMAP_THRESHOLD,
+    stats_page::environment::TRIM_THRESHOLD,
+    stats_page::environment::TOP_PAD,
+    stats_page::environment::ARENA_MAX,
+];
 
 fn matters(name: &str) -> bool {
-    let is_named = NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    is_named && !OF_PLACES.contains(&name) && !OWN.contains(&name)
+    let is_named = NAMES.contains(&name)
+        || OF_OUR_MALLOC.contains(&name)
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    is_named && !OF_PLACES.contains(&name)
 }
 
 /// The variables that matter, of those that a program gets: ours, and `set` for it.
@@ -77,7 +85,14 @@ mod tests {
         ] {
             assert!(matters(name), "{name}");
         }
-        for name in ["HOME", "PATH", "PYTHONPATH", "MALLOCX", "GITHUB_SHA"] {
+        for name in [
+            "HOME",
+            "PATH",
+            "PYTHONPATH",
+            "MALLOCX",
+            "GITHUB_SHA",
+            "BREAKTRACE_TEST_REQUIRE",
+        ] {
             assert!(!matters(name), "{name}");
         }
     }

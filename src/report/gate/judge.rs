@@ -552,7 +552,7 @@ fn remarks(subject: &Subject, metrics: &[JudgedMetric]) -> Vec<String> {
             .limit
             .as_deref()
             .is_some_and(|limit| limit.contains("<="));
-        if is_cap && value <= most && u128::from(value) * 10 >= u128::from(most) * 9 {
+        if is_cap && most > 0 && value <= most && u128::from(value) * 10 >= u128::from(most) * 9 {
             remarks.push(format!("{} is close to its cap", metric.full_name()));
         }
     }
