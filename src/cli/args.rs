@@ -490,7 +490,7 @@ pub(super) struct Diff {
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Write it to FILE as well (repeatable): .txt, .json or .md
+    /// Write it to FILE as well (repeatable): .html (a page for a browser), .txt, .json or .md
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) output: Vec<PathBuf>,
 

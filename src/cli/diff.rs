@@ -33,7 +33,7 @@ pub(super) fn diff(arguments: &args::Diff) -> Result<Ending, Failure> {
                 "cannot tell the form of `{}` from its name",
                 path.display()
             ))
-            .hint("end its name in .txt, .json or .md")
+            .hint("end its name in .html, .txt, .json or .md")
             .code(USAGE)
         })?;
         probe(path).map_err(|error| cannot_write(path, &error))?;
@@ -44,6 +44,11 @@ pub(super) fn diff(arguments: &args::Diff) -> Result<Ending, Failure> {
     diff.before.file = Some(arguments.before.to_string_lossy().into_owned());
     diff.after.file = Some(arguments.after.to_string_lossy().into_owned());
     for (path, form) in places {
+        if form == Form::Html {
+            let page = html(&diff, before.1.as_ref(), after.1.as_ref())?;
+            write_whole(path, &page).map_err(|error| cannot_write(path, &error))?;
+            continue;
+        }
         let options = TextOptions {
             verbose: arguments.verbose,
             ..TextOptions::default()
@@ -74,11 +79,13 @@ pub(super) fn diff(arguments: &args::Diff) -> Result<Ending, Failure> {
 }
 
 /// Forms of a difference.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Text,
     Json,
     Markdown,
+    /// A page for a browser.
+    Html,
 }
 
 fn form(path: &Path) -> Option<Form> {
@@ -86,6 +93,7 @@ fn form(path: &Path) -> Option<Form> {
         "txt" | "text" => Some(Form::Text),
         "json" => Some(Form::Json),
         "md" | "markdown" => Some(Form::Markdown),
+        "html" | "htm" => Some(Form::Html),
         _ => None,
     }
 }
@@ -93,10 +101,27 @@ fn form(path: &Path) -> Option<Form> {
 impl Form {
     fn write(self, diff: &RecordingDiff, options: TextOptions) -> String {
         match self {
-            Self::Text => render::gate::diff(diff, options),
+            // Pages are written to files alone, with both reports in them.
+            Self::Text | Self::Html => render::gate::diff(diff, options),
             Self::Json => diff.to_json(),
             Self::Markdown => render::gate::diff_markdown(diff),
         }
+    }
+}
+
+/// Both recordings on one page.
+fn html(
+    diff: &RecordingDiff,
+    before: Option<&Report>,
+    after: Option<&Report>,
+) -> Result<Vec<u8>, Failure> {
+    match (before, after) {
+        (Some(before), Some(after)) => Ok(render::diff_html(diff, before, after)),
+        _ => Err(
+            Failure::new("a baseline has no timeline: there is nothing to draw")
+                .hint("compare two reports, or write .md, .txt or .json")
+                .code(USAGE),
+        ),
     }
 }
 

@@ -35,6 +35,7 @@ pub use format::Format;
 pub use format::UnknownFormat;
 pub use heap::heap;
 pub use heap::heap_look;
+pub use html::diff_html;
 pub use symbols::symbols;
 
 use crate::report;

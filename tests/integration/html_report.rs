@@ -194,3 +194,31 @@ fn a_program_that_asks_for_nothing_has_a_page_too() {
     );
     assert!(browser.text("#alloc").contains("not visible"));
 }
+
+#[test]
+fn two_recordings_lie_over_each_other_with_what_changed() {
+    let Some(mut browser) = browser() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["before.json", "after.json"].map(|name| folder.path().join(name));
+    for (name, count) in names.iter().zip(["2000", "9000"]) {
+        let script = format!("my @a = map {{ $_ x 9 }} 1 .. {count}");
+        let (_, report) = recorded(&folder, &["--no-aslr"], &["perl", "-e", &script]);
+        std::fs::write(name, breaktrace::report::to_json(&report)).unwrap();
+    }
+    let page = folder.path().join("diff.html");
+    let output = breaktrace()
+        .arg("diff")
+        .args(&names)
+        .arg("-o")
+        .arg(&page)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    open(&mut browser, &page);
+    assert!(browser.text("#changes").contains("break.grown"));
+    assert!(browser.count("#chart path.past") >= 1);
+    let hidden = browser.evaluate("document.getElementById('changed').hidden");
+    assert_eq!(hidden, false);
+}

@@ -9,6 +9,7 @@ use super::explanation;
 use super::verdict;
 use crate::report::Report;
 use crate::report::SpaceReport;
+use crate::report::gate::RecordingDiff;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -16,12 +17,28 @@ const CODE: &str = include_str!("page.js");
 
 /// Writes the page.
 pub(super) fn render(report: &Report) -> Vec<u8> {
-    let data = json!({
+    page(report, data(report))
+}
+
+/// Writes a page that shows `after` as [`render`] does, with `before` behind it and what changed above it.
+#[must_use]
+pub fn diff_html(diff: &RecordingDiff, before: &Report, after: &Report) -> Vec<u8> {
+    let mut data = data(after);
+    data["before"] = json!(before);
+    data["diff"] = json!(diff);
+    page(after, data)
+}
+
+fn data(report: &Report) -> serde_json::Value {
+    json!({
         "report": report,
         // The longest way to say it comes first.
         "verdict": verdict::verdict(report).into_iter().next(),
         "sentences": sentences(report),
-    });
+    })
+}
+
+fn page(report: &Report, data: serde_json::Value) -> Vec<u8> {
     let title = report
         .main()
         .map_or_else(|| "breaktrace".to_owned(), |space| space.program.clone());

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const {report, verdict, sentences} = JSON.parse(document.getElementById("data").textContent);
+  const {report, verdict, sentences, before: earlier, diff} = JSON.parse(document.getElementById("data").textContent);
   const $ = id => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg";
   const el = (name, attributes = {}, ...children) => {
@@ -109,6 +109,14 @@
   const LEFT = 76, RIGHT = 12, TOP = 10, HEIGHT = 250, BOTTOM = 24;
   let width = 1000, scaleX = null;
   const niceStep = most => { let step = 1; while (most / step > 5) step *= 2; return step; };
+  // The main program of the earlier recording, its times moved to where this one begins.
+  const behind = () => {
+    if (!earlier || view.space !== report.main_space) return null;
+    const other = earlier.address_spaces.find(s => s.id === earlier.main_space);
+    if (!other) return null;
+    const shift = space().started_ns - other.started_ns;
+    return other.timeline.points.map(p => ({...p, time_ns: p.time_ns + shift}));
+  };
   const chart = () => {
     const box = clear($("chart"));
     width = Math.max(320, box.clientWidth || 1000);
@@ -122,6 +130,11 @@
     let most = 1;
     for (const p of before ? [before, ...inside] : inside) for (const [key, , field] of shown) {
       const value = key === "break" ? p.break_max_bytes : key === "mapped" ? p.anonymous_max_bytes : p[field];
+      if (value > most) most = value;
+    }
+    const past = behind();
+    if (past) for (const p of past) for (const [key] of shown) {
+      const value = key === "break" ? p.break_max_bytes : key === "mapped" ? p.anonymous_max_bytes : 0;
       if (value > most) most = value;
     }
     const y = v => TOP + (1 - v / most) * (HEIGHT - TOP - BOTTOM);
@@ -138,6 +151,14 @@
     if (view.from !== null) {
       const [a, b] = [Math.max(x(view.from), LEFT), Math.min(x(view.to), width - RIGHT)];
       if (b > a) picture.append(svg("rect", {x: a, y: TOP, width: b - a, height: HEIGHT - TOP - BOTTOM, fill: "var(--sel)"}));
+    }
+    if (past && past.length) for (const [key, name, field, colour, dash] of shown) {
+      if (!STEPPED.has(key)) continue;
+      let path = "";
+      for (const p of past) { const px = Math.min(Math.max(x(p.time_ns), LEFT), width - RIGHT); path += path ? `H${px}V${y(p[field])}` : `M${px} ${y(p[field])}`; }
+      const line = svg("path", {d: path + `H${width - RIGHT}`, class: "past", fill: "none", stroke: `var(${colour})`, "stroke-width": 4, "stroke-opacity": .3});
+      line.append(svg("title", {}, `${name}, before`));
+      picture.append(line);
     }
     for (const [key, name, field, colour, dash] of shown) {
       const column = new Map();
@@ -426,6 +447,21 @@
     for (const notice of report.notices) box.append(el("p", {class: "warn"}, notice.message));
     box.append(el("p", {class: "faint"}, `breaktrace ${report.tool.version}; ${count(report.end.events)} events on ${report.recording.machine.architecture}, Linux ${report.recording.machine.kernel}`));
   };
+  const amount = (unit, n) => n === null ? "–" : unit === "bytes" ? bytes(n) : unit === "nanoseconds" ? time(n) : unit === "basis_points" ? `${n / 100} %` : count(n);
+  const changed = () => {
+    if (!diff) return;
+    $("changed").hidden = false;
+    const side = s => `${s.file ? `${last(s.file)}: ` : ""}${s.command.join(" ")} (${s.allocator === "system" ? "its own malloc" : s.allocator})`;
+    $("sides").textContent = `before, drawn pale and wide: ${side(diff.before)} · after: ${side(diff.after)}${diff.differences.length ? ` · ${diff.differences.join("; ")}` : ""}`;
+    const box = clear($("changes"));
+    const metrics = diff.metrics.filter(m => m.before !== m.after && (m.repeatable || m.unit === "bytes"));
+    if (!metrics.length) box.append(el("p", {class: "none"}, "no figure changed"));
+    else box.append(el("div", {class: "scroll"}, el("table", {}, el("thead", {}, el("tr", {}, ...[["metric", ""], ["before", "n"], ["after", "n"], ["change", "n"], ["", "n"]].map(([t, c]) => el("th", {class: c}, t)))),
+      el("tbody", {}, ...metrics.map(m => el("tr", {}, el("td", {}, (m.program ? `${m.program}:` : "") + m.metric + (m.repeatable ? "" : " (advisory)")), el("td", {class: "n"}, amount(m.unit, m.before)), el("td", {class: "n"}, amount(m.unit, m.after)),
+        el("td", {class: `n ${m.delta > 0 ? "plus" : "minus"}`}, m.delta === null ? "" : (m.delta > 0 ? "+" : "") + (m.unit === "count" ? count(m.delta) : amount(m.unit, m.delta))), el("td", {class: "n"}, m.change === null ? "" : `${m.change > 0 ? "+" : "−"}${Math.abs(m.change * 100).toFixed(1)} %`)))))));
+    if (diff.call_paths.length) box.append(el("h2", {}, "Call paths that changed"), el("div", {class: "scroll"}, el("table", {}, el("tbody", {}, ...diff.call_paths.map(p => el("tr", {}, el("td", {class: `n ${p.grown_delta > 0 ? "plus" : "minus"}`}, change(p.grown_delta)), el("td", {}, p.before === null ? "new" : p.after === null ? "gone" : `${p.before.grow_calls} → ${p.after.grow_calls} calls`), el("td", {class: "wide"}, p.path)))))));
+    if (diff.steps.length) box.append(el("h2", {}, "Moves of the break that only one of them has"), el("div", {class: "scroll"}, el("table", {}, el("tbody", {}, ...diff.steps.map(s => el("tr", {}, el("td", {}, s.kind), el("td", {class: "n"}, `#${s.number}`), el("td", {class: `n ${s.delta_bytes > 0 ? "plus" : "minus"}`}, change(s.delta_bytes)), el("td", {class: "wide"}, s.path || "")))))));
+  };
   const facts = () => {
     const s = space(), b = s.break, a = s.anonymous;
     $("verdict").textContent = s.id === report.main_space ? verdict : `${last(s.program)}: the break grew ${bytes(b.grown_bytes)} and gave back ${bytes(b.shrunk_bytes)}`;
@@ -446,6 +482,7 @@
   const choose = id => { view.space = id; view.from = view.to = view.step = null; zoom = null; cursor = null; clear($("step")); $("space").value = String(id); all(); writeHash(); };
   for (const s of spaces) $("space").append(el("option", {value: s.id}, `${last(s.program)} (pid ${s.pid}${s.origin && s.origin.forked ? ", forked" : ""})`));
   $("space").addEventListener("change", e => choose(Number(e.target.value)));
+  changed();
   const all = () => { facts(); legend(); chart(); who(); steps(); map(null); alloc(); more(); };
   document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   if (!spaces.length) { $("verdict").textContent = verdict || "nothing ran"; document.querySelector("main").append(el("p", {class: "none"}, "The recording holds no program.")); document.body.dataset.ready = "empty"; return; }
