@@ -8,6 +8,7 @@ use super::Tracer;
 use super::attach;
 use super::attach::AttachError;
 use super::heap_source::LiveImage;
+use super::proc;
 use super::short_stop::ShortStop;
 use super::sys;
 use crate::event::AllocatorRole;
@@ -25,6 +26,8 @@ use crate::heap_walk::Standing;
 
 /// Looks at a heap that stands still: so often at most, until no thread stood in the middle of malloc.
 const EXACT_LOOKS: u32 = 6;
+/// Further looks at what was odd while the program ran.
+const CONFIRMING_LOOKS: u32 = 2;
 /// The program runs at least so long between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 
@@ -38,15 +41,59 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 ///
 /// The process cannot be traced.
 pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachError> {
+    if !exact {
+        return confirmed(pid, look(pid, false)?);
+    }
     let mut looks = 1;
     loop {
-        let examination = look(pid, exact)?;
-        if !exact || looks == EXACT_LOOKS || !is_anything_odd(&examination) {
+        let examination = look(pid, true)?;
+        if looks == EXACT_LOOKS || !is_anything_odd(&examination) {
             return Ok(examination);
         }
         looks += 1;
         thread::sleep(BETWEEN_LOOKS);
     }
+}
+
+/// What does not hold at a look while the program runs may be its doing. What two further looks find in the very same way while
+/// all its threads sleep is not: who sleeps is in a system call, and not between two writes of malloc's.
+fn confirmed(pid: u32, mut first: HeapExamination) -> Result<HeapExamination, AttachError> {
+    if !is_anything_odd(&first) {
+        return Ok(first);
+    }
+    for _ in 0..CONFIRMING_LOOKS {
+        thread::sleep(BETWEEN_LOOKS);
+        if !proc::all_sleep(pid) {
+            return Ok(first);
+        }
+        let again = match look(pid, false) {
+            Ok(again) => again,
+            // It has ended meanwhile; what was seen was seen.
+            Err(AttachError::NoSuchProcess(_)) => return Ok(first),
+            Err(error) => return Err(error),
+        };
+        if !is_same_damage(&first, &again) {
+            return Ok(again);
+        }
+    }
+    for check in first.heaps.iter_mut().flat_map(|heap| &mut heap.checks) {
+        if check.outcome == CheckOutcome::Moving {
+            check.outcome = CheckOutcome::Fails;
+        }
+    }
+    Ok(first)
+}
+
+/// Whether two looks found the same things wrong, to the address.
+fn is_same_damage(one: &HeapExamination, other: &HeapExamination) -> bool {
+    let damage = |examination: &HeapExamination| -> Vec<(String, Option<String>)> {
+        let checks = examination.heaps.iter().flat_map(|heap| &heap.checks);
+        checks
+            .filter(|check| check.outcome == CheckOutcome::Moving)
+            .map(|check| (check.what.clone(), check.detail.clone()))
+            .collect()
+    };
+    damage(one) == damage(other)
 }
 
 /// Whether a check does not hold.

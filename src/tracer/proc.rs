@@ -47,6 +47,13 @@ pub(super) fn status(tid: u32) -> Option<Status> {
     Status::from_file(format!("/proc/{tid}/status")).ok()
 }
 
+/// Whether every thread of a process sleeps, interruptibly.
+pub(super) fn all_sleep(pid: u32) -> bool {
+    let threads = threads(pid).unwrap_or_default();
+    let sleeps = |tid: &u32| stat(*tid).is_some_and(|stat| stat.state == 'S');
+    !threads.is_empty() && threads.iter().all(sleeps)
+}
+
 /// The number of a process in the PID namespace that it lives in itself.
 pub(super) fn innermost_pid(pid: u32) -> Option<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

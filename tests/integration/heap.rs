@@ -475,11 +475,10 @@ fn corrupted_heaps_are_told_as_such() {
             let Some(mut target) = start(program(), &[&mode, seed], "") else {
                 return;
             };
-            // While it runs, a chain that breaks may be its doing.
+            // While it runs, a chain that breaks may be its doing; not while it sleeps, and the next looks find the same.
             let document = target.look(&[]);
             let heap = heap_of(&document);
-            let suspicious = outcomes(heap, "fails").len() + outcomes(heap, "moving").len();
-            assert!(suspicious > 0, "{how}: {heap:#}");
+            assert!(!outcomes(heap, "fails").is_empty(), "{how}: {heap:#}");
             let document = target.look(&["--exact"]);
             let heap = heap_of(&document);
             assert!(!outcomes(heap, "fails").is_empty(), "{how}: {heap:#}");
