@@ -20,7 +20,7 @@ pub(super) fn render(report: &Report) -> Vec<u8> {
     page(report, data(report))
 }
 
-/// Writes a page that shows `after` as [`render`] does, with `before` behind it and what changed above it.
+/// Writes a page that shows `after` as `-o FILE.html` does, with `before` behind it and what changed above it.
 #[must_use]
 pub fn diff_html(diff: &RecordingDiff, before: &Report, after: &Report) -> Vec<u8> {
     let mut data = data(after);
