@@ -393,6 +393,8 @@ fn judged(
 struct Bounds {
     most: Option<u64>,
     least: Option<u64>,
+    /// What the tolerance alone allows.
+    most_by_growth: Option<u64>,
     /// Some limit needed a baseline, and there is none.
     lacks_baseline: bool,
 }
@@ -406,7 +408,7 @@ fn bounds(metric: &Metric, base: Option<u64>, effective: &Effective) -> Result<B
         return Ok(bounds);
     };
     // Where neither way is good, growing is no failure, unless somebody named this very metric.
-    if metric.better == Better::Neither && !effective.is_named && !tolerance.both_ways {
+    if metric.better == Better::Neither && !effective.is_tolerance_named && !tolerance.both_ways {
         return Ok(bounds);
     }
     let Some(base) = base else {
@@ -415,6 +417,7 @@ fn bounds(metric: &Metric, base: Option<u64>, effective: &Effective) -> Result<B
     };
     let allowance = tolerance.allowance(metric, base)?;
     let most = base.saturating_add(allowance);
+    bounds.most_by_growth = Some(most);
     bounds.most = Some(bounds.most.map_or(most, |cap| cap.min(most)));
     if tolerance.both_ways {
         bounds.least = Some(base.saturating_sub(allowance));
@@ -489,11 +492,8 @@ fn outcome(
     let is_below = bounds.least.is_some_and(|least| value < least);
     if is_above || is_below {
         let cap_is_certain = effective.cap.is_some_and(|cap| lowest > cap);
-        let growth_is_certain = effective.tolerance.is_some()
-            && bounds
-                .most
-                .is_some_and(|most| lowest > most.min(base_highest))
-            && lowest > base_highest;
+        let growth_is_certain =
+            bounds.most_by_growth.is_some_and(|most| value > most) && lowest > base_highest;
         let shrinking_is_certain = highest < base_lowest;
         let is_certain = if is_above {
             cap_is_certain || growth_is_certain
@@ -508,8 +508,10 @@ fn outcome(
     }
     if bounds.lacks_baseline {
         // A limit that names a metric must not be passed by its absence.
-        return if effective.is_named {
+        return if effective.is_tolerance_named {
             MetricOutcome::Missing
+        } else if bounds.most.is_some() {
+            MetricOutcome::Fine
         } else {
             MetricOutcome::New
         };

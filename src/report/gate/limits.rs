@@ -282,6 +282,8 @@ pub struct Effective {
     pub tolerance: Option<Tolerance>,
     /// A limit named this very metric, rather than its group.
     pub is_named: bool,
+    /// The tolerance did.
+    pub is_tolerance_named: bool,
     /// As it was written.
     pub text: String,
 }
@@ -426,6 +428,7 @@ impl Limits {
         let mut cap: Option<&Limit> = None;
         let mut tolerance: Option<&Limit> = None;
         let mut is_named = false;
+        let mut is_tolerance_named = false;
         for entry in &self.entries {
             let is_in_scope = match (&entry.scope, program) {
                 (Scope::Whole, None) | (Scope::EachProgram, Some(_)) => true,
@@ -438,6 +441,7 @@ impl Limits {
             let is_one = matches!(entry.selector, Selector::One(_));
             if entry.limit.off {
                 (cap, tolerance, is_named) = (None, None, false);
+                is_tolerance_named = false;
             }
             if entry.limit.cap.is_some() {
                 cap = Some(&entry.limit);
@@ -449,6 +453,7 @@ impl Limits {
             {
                 tolerance = Some(&entry.limit);
                 is_named |= is_one;
+                is_tolerance_named = is_one;
             }
         }
         let value = cap
@@ -465,6 +470,7 @@ impl Limits {
             cap: value,
             tolerance: tolerance.and_then(|limit| limit.tolerance.clone()),
             is_named,
+            is_tolerance_named,
             text: texts.join(", "),
         })
     }

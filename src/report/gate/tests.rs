@@ -161,6 +161,16 @@ fn a_median_beyond_its_limit_is_inconclusive_while_the_runs_overlap() {
 }
 
 #[test]
+fn a_cap_that_some_runs_keep_is_inconclusive_even_where_all_grew_as_far_as_they_may() {
+    let limit = &[(PEAK, "<=120,+50%")][..];
+    assert_eq!(
+        verdict(&[100], &[110, 125, 130], limit),
+        Verdict::Inconclusive
+    );
+    assert_eq!(verdict(&[100], &[121, 125, 130], limit), Verdict::Failed);
+}
+
+#[test]
 fn what_is_limited_and_was_not_measured_fails() {
     let gone = judged(
         &[(PEAK, &[100]), ("break.end", &[1])],
@@ -202,6 +212,11 @@ fn a_figure_that_the_baseline_does_not_have_is_new_unless_a_limit_names_it() {
     assert_eq!(judgement.verdict, Verdict::Passed);
     assert_eq!(outcome_of(&judgement, "break.end"), MetricOutcome::New);
     let judgement = judged(&[(PEAK, &[100])], now, &[("break.end", "+5%")]);
+    assert_eq!(judgement.verdict, Verdict::Failed);
+    // A cap needs no baseline.
+    let judgement = judged(&[(PEAK, &[100])], now, &[("break.end", "<=60")]);
+    assert_eq!(judgement.verdict, Verdict::Passed);
+    let judgement = judged(&[(PEAK, &[100])], now, &[("break.end", "<=40")]);
     assert_eq!(judgement.verdict, Verdict::Failed);
 }
 
