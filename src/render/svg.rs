@@ -103,26 +103,36 @@ fn timeline(out: &mut String, report: &Report, space: &SpaceReport) {
         .ended_ns
         .unwrap_or(report.end.duration_ns)
         .0
-        .max(begin + 1);
+        .max(begin.saturating_add(1));
+    let has_resident = points
+        .iter()
+        .filter(|point| point.resident_bytes.is_some())
+        .count()
+        > 1;
     let most = points
         .iter()
         .flat_map(|point| {
             let sizes = [point.break_max_bytes, point.anonymous_max_bytes];
-            sizes.into_iter().chain(point.resident_bytes)
+            // What is not drawn does not stretch the axis.
+            let resident = point.resident_bytes.filter(|_| has_resident);
+            sizes.into_iter().chain(resident)
         })
         .max()
         .unwrap_or(0)
         .max(1);
     let y = |bytes: u64| BOTTOM - (bytes as f64 / most as f64) * (BOTTOM - TOP);
     let x = |time: u64| {
-        let share = time.saturating_sub(begin) as f64 / (end - begin) as f64;
+        let share = time.saturating_sub(begin) as f64 / (end - begin).max(1) as f64;
         LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
     };
     let mut step = 1_u64;
     while most / step > 5 {
         step = step.saturating_mul(2);
     }
-    for bytes in (0..=5).map(|n| n * step).take_while(|bytes| *bytes <= most) {
+    for bytes in (0..=5)
+        .map_while(|n: u64| n.checked_mul(step))
+        .take_while(|bytes| *bytes <= most)
+    {
         let _ = writeln!(
             out,
             "<path class=\"a\" d=\"M{LEFT} {0:.1}H{1}\"/>",
@@ -139,7 +149,7 @@ fn timeline(out: &mut String, report: &Report, space: &SpaceReport) {
         );
     }
     for n in 0..=4_u64 {
-        let time = begin + (end - begin) / 4 * n;
+        let time = begin.saturating_add((end - begin) / 4 * n);
         let anchor = match n {
             0 => "start",
             4 => "end",
@@ -381,6 +391,19 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn sizes_and_times_that_cannot_be_are_drawn_without_harm() {
+        let mut report = program(&["./main"], &[4096]);
+        let space = &mut report.address_spaces[0];
+        space.timeline.points[0].anonymous_max_bytes = u64::MAX;
+        render(&report);
+        report.address_spaces[0].started_ns.0 = u64::MAX;
+        render(&report);
+        report.end.duration_ns.0 = u64::MAX;
+        report.address_spaces[0].started_ns.0 = 0;
+        assert!(!render(&report).is_empty());
     }
 
     #[test]
