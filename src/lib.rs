@@ -21,4 +21,5 @@ pub mod report;
 pub mod stats_page;
 pub mod symbols;
 pub mod tracer;
+pub mod tui;
 pub mod units;

@@ -275,7 +275,7 @@ pub(super) struct SymbolOptions {
 
     /// Look for programs, libraries and their debug files in DIR first (repeatable)
     ///
-    /// By build ID (DIR/.build-id), by the path they had (DIR/usr/bin/…), or by name. Debug information is also looked
+    /// By build ID (DIR/.build-id), by the path they had (DIR/usr/bin/ls), or by name. Debug information is also looked
     /// for where gdb does: in the files, beside them, and in /usr/lib/debug. Nothing is fetched from the network.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) debug_dir: Vec<PathBuf>,
@@ -297,6 +297,13 @@ pub(super) struct RecordOptions {
     /// later if it has not.
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
     pub(super) duration: Option<Duration>,
+
+    /// Watch it on the whole terminal while it is recorded (`?` shows the keys)
+    ///
+    /// The program then reads nothing from the terminal, and what it writes to it is printed when the view has closed.
+    /// Snapshots are taken every second unless --every says otherwise.
+    #[arg(long)]
+    pub(super) live: bool,
 
     /// Take a snapshot of mappings and resident memory this often
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
@@ -799,6 +806,36 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_in_a_help_text_is_a_whole_command_line() {
+        let mut command = Cli::command();
+        command.build();
+        let mut helps = vec![command.render_long_help().to_string()];
+        for sub in command.get_subcommands_mut() {
+            helps.push(sub.render_long_help().to_string());
+        }
+        let mut tried = 0;
+        for line in helps.iter().flat_map(|help| help.lines()) {
+            let Some(example) = line.strip_prefix("  breaktrace ") else {
+                continue;
+            };
+            // What explains it stands apart; what follows a pipe or a redirection is the shell's.
+            let ends = ["  ", " | ", " > "].map(|end| example.find(end));
+            let end = ends.into_iter().flatten().min().unwrap_or(example.len());
+            let words: Vec<String> = example[..end]
+                .replace("$(pidof redis-server)", "4242")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect();
+            let words = std::iter::once("breaktrace".to_owned()).chain(words);
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+            tried += 1;
+        }
+        assert!(tried > 20, "{tried}");
     }
 
     fn run(words: &[&str]) -> Result<Run, clap::Error> {

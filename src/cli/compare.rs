@@ -297,12 +297,7 @@ fn write(comparison: &Comparison, arguments: &args::Compare) -> Result<(), Failu
             let text = if is_json {
                 comparison.to_json()
             } else {
-                let options = TextOptions {
-                    width: TextOptions::WITHOUT_TERMINAL,
-                    color: false,
-                    verbose: false,
-                };
-                render::comparison(comparison, options)
+                render::comparison(comparison, TextOptions::for_file(false))
             };
             write_whole(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))
         }

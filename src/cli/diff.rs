@@ -49,10 +49,7 @@ pub(super) fn diff(arguments: &args::Diff) -> Result<Ending, Failure> {
             write_whole(path, &page).map_err(|error| cannot_write(path, &error))?;
             continue;
         }
-        let options = TextOptions {
-            verbose: arguments.verbose,
-            ..TextOptions::default()
-        };
+        let options = TextOptions::for_file(arguments.verbose);
         let text = form.write(&diff, options);
         write_whole(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))?;
     }

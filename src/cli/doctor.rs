@@ -18,7 +18,8 @@ pub(super) fn doctor(arguments: &args::Doctor) -> Result<Ending, Failure> {
         doctor::to_json(&diagnosis)
     } else {
         let options = TextOptions::for_stream(io::stdout(), false);
-        doctor::to_text(&diagnosis, options.width, options.color)
+        let text = doctor::to_text(&diagnosis, options.width, options.color);
+        options.charset.spell(&text)
     };
     let mut stdout = io::stdout().lock();
     stdout

@@ -203,10 +203,7 @@ impl Gate {
     fn write(&self, judgement: &Judgement) -> Result<(), Failure> {
         let mut result = Ok(());
         for (path, form) in &self.files {
-            let options = TextOptions {
-                verbose: self.shown.verbose,
-                ..TextOptions::default()
-            };
+            let options = TextOptions::for_file(self.shown.verbose);
             let written = write_whole(path, form.write(judgement, options).as_bytes())
                 .map_err(|error| cannot_write(path, &error));
             result = result.and(written);
@@ -363,10 +360,10 @@ pub(super) fn save_baseline(path: &Path, baseline: &Baseline) -> Result<(), Fail
     } else {
         ""
     };
-    anstream::eprintln!(
-        "breaktrace: wrote the baseline `{}` of {runs}{next}",
+    super::output::say(format_args!(
+        "breaktrace: wrote the baseline `{}` of {runs}{next}\n",
         path.display()
-    );
+    ));
     Ok(())
 }
 

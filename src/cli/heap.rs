@@ -318,10 +318,7 @@ impl Place {
                 let text = if *json {
                     document.to_json()
                 } else {
-                    let options = TextOptions {
-                        verbose,
-                        ..TextOptions::default()
-                    };
+                    let options = TextOptions::for_file(verbose);
                     render::heap(document, options)
                 };
                 write_whole(path, text.as_bytes()).map_err(|error| cannot_write(path, &error))

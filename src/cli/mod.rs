@@ -11,10 +11,13 @@ mod heap;
 mod input;
 mod inspect;
 mod interval;
+mod live;
+mod live_symbols;
 mod manual;
 mod measure;
 mod metrics;
 mod output;
+mod progress;
 mod record;
 mod symbolize;
 mod symbols;
@@ -69,9 +72,9 @@ impl Failure {
     /// Tells the person in front of the terminal.
     fn tell(&self) {
         let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-        anstream::eprintln!("{red}breaktrace:{red:#} {}", self.message);
+        output::say(format_args!("{red}breaktrace:{red:#} {}\n", self.message));
         if let Some(hint) = &self.hint {
-            anstream::eprintln!("  try: {hint}");
+            output::say(format_args!("  try: {hint}\n"));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Where reports go: to files that appear whole or not at all, to stdout, or to stderr.
 
+use std::fmt;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::fs::Permissions;
@@ -18,6 +19,16 @@ use crate::render::Measure;
 use crate::render::TextOptions;
 use crate::report::PathSelection;
 use crate::report::Report;
+
+/// Tells the person in front of the terminal. One that is gone, or a pipe that nobody reads, stops nothing.
+pub(super) fn say(text: impl fmt::Display) {
+    let charset = TextOptions::for_stream(io::stderr(), false).charset;
+    let _ = write!(
+        anstream::stderr().lock(),
+        "{}",
+        charset.spell(&text.to_string())
+    );
+}
 
 /// A place for a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,10 +180,7 @@ impl Outputs {
                     .or_else(|error| excuse_closed_pipe("stderr", error))
             }
             Place::File(path) => {
-                let bytes = bytes(TextOptions {
-                    verbose: self.verbose,
-                    ..TextOptions::default()
-                })?;
+                let bytes = bytes(TextOptions::for_file(self.verbose))?;
                 write_whole(path, &bytes).map_err(|error| cannot_write(path, &error))
             }
         }

@@ -13,10 +13,13 @@ use super::args;
 use super::args::AllocatorOptions;
 use super::args::RecordOptions;
 use super::args::SymbolOptions;
+use super::live::Aside;
+use super::live::Live;
 use super::measure;
 use super::output;
 use super::output::Outputs;
 use super::output::cannot_write;
+use super::progress::Progress;
 use super::symbols;
 use crate::event::Event;
 use crate::event::EventKind;
@@ -55,7 +58,7 @@ pub(super) fn run(arguments: &args::Run) -> Result<Ending, Failure> {
         allocator: arguments.allocator.allocator.clone(),
         stdout: None,
     };
-    let options = arguments.record.clone();
+    let mut options = arguments.record.clone();
     if arguments.allocator.sample_allocations.is_some() && options.stacks == args::Stacks::Off {
         return Err(Failure::new(
             "samples of allocations are told apart by their call stacks, and --stacks off records none",
@@ -63,6 +66,14 @@ pub(super) fn run(arguments: &args::Run) -> Result<Ending, Failure> {
         .hint("leave --stacks away, or --sample-allocations")
         .code(super::USAGE));
     }
+    if options.live && measure::is_wanted(arguments) {
+        return Err(Failure::new(
+            "--live shows one run, and gates measure without anybody looking",
+        )
+        .hint("leave --live away")
+        .code(super::USAGE));
+    }
+    let live = Live::prepare(&mut options)?;
     let mut tracing = tracer_options(&options);
     tracing.sample_interval = arguments.allocator.sample_allocations;
     tracing.leaks = arguments.allocator.leaks;
@@ -71,11 +82,32 @@ pub(super) fn run(arguments: &args::Run) -> Result<Ending, Failure> {
     }
     measure::refuse_leftovers(arguments)?;
     let session = Session::prepare(&options).map_err(own_failure)?;
-    let mut tracer = match Tracer::launch(&launch, tracing) {
+    let mut aside = match &live {
+        Some(_) => match Aside::begin() {
+            Ok(aside) => Some(aside),
+            Err(error) => {
+                let failure = Failure::new(format!("the program's output cannot be kept: {error}"));
+                return Err(session.abandon(own_failure(failure)));
+            }
+        },
+        None => None,
+    };
+    let launched = Tracer::launch(&launch, tracing);
+    if let Some(aside) = &mut aside {
+        aside.give_back();
+    }
+    let mut tracer = match launched {
         Ok(tracer) => tracer,
         Err(error) => return Err(session.abandon(launch_failure(&error))),
     };
-    let result = session.record(&mut tracer);
+    let result = match live {
+        Some(live) => live.record(session, &mut tracer, true),
+        None => session.record(&mut tracer),
+    };
+    if let Some(aside) = aside {
+        // Whoever closed the pipe does not want it.
+        let _ = aside.print();
+    }
     let ending = tracer
         .launched_outcome()
         .map_or(Ending::Code(RUN_FAILED), Ending::from);
@@ -86,13 +118,17 @@ pub(super) fn run(arguments: &args::Run) -> Result<Ending, Failure> {
 
 /// `breaktrace attach`.
 pub(super) fn attach(arguments: args::Attach) -> Result<Ending, Failure> {
-    let options = arguments.record;
+    let mut options = arguments.record;
+    let live = Live::prepare(&mut options)?;
     let session = Session::prepare(&options)?;
     let mut tracer = match Tracer::attach(&arguments.pids, tracer_options(&options)) {
         Ok(tracer) => tracer,
         Err(error) => return Err(session.abandon(attach_failure(&error))),
     };
-    let result = session.record(&mut tracer);
+    let result = match live {
+        Some(live) => live.record(session, &mut tracer, false),
+        None => session.record(&mut tracer),
+    };
     drop(tracer);
     result?.finish()?;
     Ok(Ending::Code(0))
@@ -197,6 +233,8 @@ pub(super) struct Session {
     events: Option<PathBuf>,
     /// The event log did not exist before.
     events_file_is_new: bool,
+    /// Whether the person in front of the terminal may be told how it goes.
+    tells_progress: bool,
 }
 
 /// A recording that has ended.
@@ -245,6 +283,7 @@ impl Session {
             symbols: options.symbols.clone(),
             events,
             events_file_is_new,
+            tells_progress: !options.quiet && !options.live,
         })
     }
 
@@ -260,6 +299,50 @@ impl Session {
     /// Records until there is nothing more to record.
     pub(super) fn record(self, tracer: &mut Tracer) -> Result<Recorded, Failure> {
         let mut recorder = Recorder::new(tracer.recording().clone());
+        let progress = if self.tells_progress {
+            Progress::begin()
+        } else {
+            None
+        };
+        let failure = self.events_beside(progress.as_ref(), tracer, true, &mut |event| {
+            recorder.record(&event);
+            if let Some(progress) = &progress {
+                progress.note(&event, &recorder);
+            }
+        });
+        // Its line goes before anything else comes.
+        drop(progress);
+        Ok(self.recorded(recorder, failure))
+    }
+
+    /// The recording that these events made.
+    pub(super) fn recorded(self, recorder: Recorder, failure: Option<Failure>) -> Recorded {
+        Recorded {
+            outputs: self.outputs,
+            symbols: self.symbols,
+            recorder,
+            failure,
+        }
+    }
+
+    /// Hands on every event, and logs those that are to be logged; returns the first failure. `tells` says that what
+    /// cannot wait for the report may be written to stderr.
+    pub(super) fn events(
+        &self,
+        tracer: &mut Tracer,
+        tells: bool,
+        take: &mut dyn FnMut(Event),
+    ) -> Option<Failure> {
+        self.events_beside(None, tracer, tells, take)
+    }
+
+    fn events_beside(
+        &self,
+        progress: Option<&Progress>,
+        tracer: &mut Tracer,
+        tells: bool,
+        take: &mut dyn FnMut(Event),
+    ) -> Option<Failure> {
         let mut failure = None;
         let mut log = match &self.events {
             None => None,
@@ -279,31 +362,30 @@ impl Session {
                 Err(error) => {
                     let failed = Failure::new(error)
                         .hint("`breaktrace doctor` says what this machine allows");
-                    let event = broken_off(last, &failed.message);
-                    recorder.record(&event);
+                    take(broken_off(last, &failed.message));
                     failure = failure.or(Some(failed));
                     break;
                 }
             };
             last = event.time;
-            recorder.record(&event);
-            tell_at_once(&event);
+            if tells {
+                tell_at_once(&event, progress);
+            }
             if let Some((events, path)) = &mut log
                 && let Err(error) = events.write(&event)
             {
                 // The program goes on, and so does the report.
                 let failed = log_failure(path, &error);
-                failed.tell();
+                if tells {
+                    make_way(progress);
+                    failed.tell();
+                }
                 failure = failure.or(Some(failed));
                 log = None;
             }
+            take(event);
         }
-        Ok(Recorded {
-            outputs: self.outputs,
-            symbols: self.symbols,
-            recorder,
-            failure,
-        })
+        failure
     }
 }
 
@@ -358,12 +440,19 @@ fn broken_off(time: Timestamp, why: &str) -> Event {
 }
 
 /// What cannot wait for the report: why breaktrace does not end although the program has.
-fn tell_at_once(event: &Event) {
+fn tell_at_once(event: &Event, progress: Option<&Progress>) {
     if let EventKind::Notice(Notice {
         code: NoticeCode::StillRunning,
         message,
     }) = &event.kind
     {
-        anstream::eprintln!("breaktrace: {message}");
+        make_way(progress);
+        output::say(format_args!("breaktrace: {message}\n"));
+    }
+}
+
+fn make_way(progress: Option<&Progress>) {
+    if let Some(progress) = progress {
+        progress.make_way();
     }
 }

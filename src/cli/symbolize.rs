@@ -42,7 +42,7 @@ pub(super) fn symbolize(arguments: &args::Symbolize) -> Result<Ending, Failure> 
     let files = FileSymbolizer::new(arguments.debug_dir.clone(), Patience::SYMBOLS);
     symbols::look_up(&mut report, files);
     write(&report, place, to_stdout)?;
-    anstream::eprint!("{}", render::symbols(&report));
+    super::output::say(render::symbols(&report));
     Ok(Ending::Code(0))
 }
 

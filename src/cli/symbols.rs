@@ -54,7 +54,7 @@ impl<S: Symbolizer> Symbolizer for Told<S> {
     fn look_up(&mut self, module: &Module, places: &[Address]) -> Found {
         if !self.has_told && self.begun.elapsed() > QUIET_TIME && io::stderr().is_terminal() {
             self.has_told = true;
-            anstream::eprintln!("breaktrace: reading symbols; --no-symbols leaves them for later");
+            super::output::say("breaktrace: reading symbols; --no-symbols leaves them for later\n");
         }
         self.symbolizer.look_up(module, places)
     }

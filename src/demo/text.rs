@@ -25,6 +25,7 @@ const NUMBERS: usize = 10;
 
 /// Writes a demonstration as text, with a final newline.
 pub(super) fn render(demonstration: &Demonstration, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let width = options.width.max(TextOptions::NARROWEST);
     let mut lines = verdict(demonstration, width);
     lines.push(Line::default());
@@ -395,11 +396,13 @@ mod tests {
     use super::super::tests::demonstration;
     use super::super::tests::differing_demonstration;
     use super::*;
+    use crate::render::Charset;
 
     fn text(demonstration: &Demonstration, width: usize) -> String {
         let options = TextOptions {
             width,
             color: false,
+            charset: Charset::Unicode,
             verbose: false,
         };
         render(demonstration, options)

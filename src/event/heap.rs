@@ -23,6 +23,9 @@ pub struct HeapExamination {
     /// The heaps of glibc's malloc: mostly one; several when there are several C libraries (dlmopen(3)); none when nobody
     /// has called it.
     pub heaps: Vec<GlibcHeap>,
+    /// Where the process had its memory at that moment; absent where that was not asked, or is told elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ProcessMemory>,
     /// What the look cost.
     pub cost: ExaminationCost,
     /// What could not be done, and why; empty when all was.

@@ -6,11 +6,15 @@ use super::layout::BINS;
 use super::layout::FAST_BINS;
 use super::layout::HeapHeader;
 use super::layout::Located;
+use crate::mapping::Mapping;
+use crate::mapping::MappingKind;
 
 /// Most arenas that are followed; glibc makes eight for each processor, and two for each under `arena_test`.
 pub(super) const MOST_ARENAS: usize = 16_384;
 /// Most heaps of an arena that are followed.
 const MOST_HEAPS: usize = 1 << 20;
+/// Mappings next to each other, with other names or other protections, that are taken for one piece of memory.
+const MOST_NEIGHBOURS: usize = 64;
 /// `NONCONTIGUOUS_BIT` of `malloc_state.flags`.
 pub(super) const NONCONTIGUOUS: u32 = 2;
 /// Bytes of the flags and sizes that stand in the low bits of a chunk's size.
@@ -43,6 +47,8 @@ pub(super) struct ArenaState {
     /// The size that the top says of itself, where it makes no sense: a thread stands between the two writes with which a chunk
     /// is cut from it (malloc.c, `use_top`), or somebody overwrote it. Then `top_bytes` reach to the end of its memory.
     pub(super) odd_top_size: Option<u64>,
+    /// What makes no sense in it: of the main arena only, as others are not taken for arenas then.
+    pub(super) flaw: Option<&'static str>,
     pub(super) next: u64,
     pub(super) attached_threads: u64,
     pub(super) system_bytes: u64,
@@ -73,26 +79,44 @@ impl ArenaState {
         let top = word(layout.top());
         // Until the first request the top stands for the unsorted bin (malloc.c, `initial_top`).
         let is_initial = top == 0 || top == address.wrapping_add(layout.top());
-        let top_bytes = if is_initial {
-            0
-        } else {
-            image.word(top.checked_add(8)?)? & !SIZE_FLAGS
-        };
+        let is_main = address == located.main_arena;
         let system_bytes = word(layout.system_mem());
+        let max_system_bytes = word(layout.max_system_mem());
+        // Where there is no top, its 0 bytes end nowhere.
+        let memory_end = if is_initial {
+            Some(top)
+        } else {
+            end_of_writable(image, top).filter(|_| top.is_multiple_of(CHUNK_ALIGNMENT))
+        };
+        let top_bytes = match memory_end {
+            Some(_) if !is_initial => image.word(top.checked_add(8)?)? & !SIZE_FLAGS,
+            _ => 0,
+        };
         let makes_sense = |bytes: u64| {
             bytes.is_multiple_of(CHUNK_ALIGNMENT)
                 && bytes <= system_bytes
-                && top.checked_add(bytes).is_some()
+                && top
+                    .checked_add(bytes)
+                    .is_some_and(|end| memory_end.is_none_or(|to| end <= to))
         };
         let (top_bytes, odd_top_size) = if makes_sense(top_bytes) {
             (top_bytes, None)
         } else {
-            let end = end_of_memory(image, top, address == located.main_arena)?;
+            let end = end_of_memory(image, top, is_main)?;
             (end.checked_sub(top)?, Some(top_bytes))
+        };
+        let flaw = if memory_end.is_none() {
+            Some("its top lies in no memory that chunks may be in")
+        } else if !makes_sense(top_bytes) {
+            Some("its top holds more than it obtained")
+        } else if system_bytes > max_system_bytes {
+            Some("it holds more than it ever did")
+        } else {
+            None
         };
         let state = Self {
             address,
-            is_main: address == located.main_arena,
+            is_main,
             contiguous: flags & NONCONTIGUOUS == 0,
             // `mutex` comes first in all versions.
             is_locked: word(0) & 0xffff_ffff != 0,
@@ -100,15 +124,14 @@ impl ArenaState {
             top: if is_initial { 0 } else { top },
             top_bytes,
             odd_top_size,
+            flaw,
             next: word(layout.next()),
             attached_threads: word(layout.attached_threads()),
             system_bytes,
         };
-        let is_sound = state.top.is_multiple_of(CHUNK_ALIGNMENT)
-            && makes_sense(state.top_bytes)
-            && state.system_bytes <= word(layout.max_system_mem())
-            && word(layout.bins()) != 0;
-        is_sound.then_some(state)
+        // The main arena is where it was found; others are where a word leads, which may be anywhere.
+        let is_one = (is_main || flaw.is_none()) && word(layout.bins()) != 0;
+        is_one.then_some(state)
     }
 
     /// The address behind the top.
@@ -119,18 +142,38 @@ impl ArenaState {
 
 /// Where the memory ends that a top lies in: the heap below the break, or the heap of a thread's arena.
 fn end_of_memory(image: &dyn Image, top: u64, is_main: bool) -> Option<u64> {
-    let mappings = image.mappings();
-    let index = mappings.partition_point(|mapping| mapping.end.0 <= top);
-    let mapping = mappings
-        .get(index)
-        .filter(|mapping| mapping.start.0 <= top && mapping.permissions.write)?;
+    let memory_end = end_of_writable(image, top)?;
     if is_main {
-        return Some(mapping.end.0);
+        return Some(memory_end);
     }
     let base = top & !(super::layout::heap_max(None) - 1);
     let header = HeapHeader::read(image, base)?;
     base.checked_add(header.size)
-        .filter(|end| *end <= mapping.end.0)
+        .filter(|end| *end <= memory_end)
+}
+
+/// Where the writable memory ends that an address lies in and that chunks may be in, over neighbouring mappings; `None` when
+/// it lies in none.
+pub(super) fn end_of_writable(image: &dyn Image, address: u64) -> Option<u64> {
+    let mappings = image.mappings();
+    let index = mappings.partition_point(|mapping| mapping.end.0 <= address);
+    let may_hold = |mapping: &&Mapping| {
+        mapping.permissions.write
+            && matches!(mapping.kind(), MappingKind::Heap | MappingKind::Anonymous)
+    };
+    let first = mappings
+        .get(index)
+        .filter(|mapping| mapping.start.0 <= address)
+        .filter(may_hold)?;
+    let neighbours = mappings.get(index + 1..).unwrap_or_default();
+    let mut end = first.end.0;
+    for neighbour in neighbours.iter().take(MOST_NEIGHBOURS) {
+        if neighbour.start.0 != end || !may_hold(&neighbour) {
+            break;
+        }
+        end = neighbour.end.0;
+    }
+    Some(end)
 }
 
 /// The arenas of a malloc, the main one first, and why the list is not whole, if it is not.
@@ -190,7 +233,15 @@ pub(super) fn heaps_of(
     let mut heaps = Vec::new();
     let mut base = arena.top & !(heap_max - 1);
     let mut bytes_left = arena.system_bytes;
+    let mut seen = std::collections::HashSet::new();
     loop {
+        if !seen.insert(base) {
+            let why = format!(
+                "the heaps of the arena {:#x} lead back to {base:#x}",
+                arena.address
+            );
+            return (heaps, Some(why));
+        }
         let header = HeapHeader::read(image, base)
             .filter(|header| header.arena == arena.address && header.size <= heap_max);
         let Some(header) = header else {
@@ -200,6 +251,12 @@ pub(super) fn heaps_of(
             );
             return (heaps, Some(why));
         };
+        let has_memory = end_of_writable(image, base)
+            .is_some_and(|end| base.checked_add(header.size).is_some_and(|to| to <= end));
+        if !has_memory {
+            let why = format!("the heap at {base:#x} reaches beyond its memory");
+            return (heaps, Some(why));
+        }
         // The arena's own structure lies in its first heap.
         let is_first = arena.address & !(heap_max - 1) == base;
         let offset = if is_first {

@@ -11,6 +11,7 @@ use super::arena::SIZE_FLAGS;
 use super::free_lists::CachedChunk;
 use super::free_lists::HEADER;
 use super::free_lists::Links;
+use super::free_lists::MOST_FREED;
 
 /// How far below the thread pointer the pointer to a cache is looked for, nearest first; programs may have large thread-local
 /// variables of their own.
@@ -76,12 +77,19 @@ pub(super) struct Caches {
     pub(super) chunks: Vec<CachedChunk>,
     /// How links are stored, if that was seen.
     pub(super) links: Option<Links>,
+    /// What is wrong with one of them, if something is.
+    pub(super) problem: Option<String>,
 }
 
 /// Where memory of chunks may be: what a pointer to a cache must lead to.
 pub(super) trait MayHoldChunks {
+    /// Where the memory ends in which the contents of a chunk at this address may be; `None` when none can be there.
+    fn end(&self, address: u64) -> Option<u64>;
+
     /// Whether an address may be that of a chunk's contents.
-    fn may_hold(&self, address: u64) -> bool;
+    fn may_hold(&self, address: u64) -> bool {
+        self.end(address).is_some()
+    }
 }
 
 /// Finds the caches of threads with these thread pointers. `slots` is how many chunks a cache holds of one size, if known.
@@ -109,7 +117,18 @@ pub(super) fn find(
             if is_without {
                 return None;
             }
-            let (distance, cache) = search(image, pointer, memory, slots)?;
+            let searched = search(image, pointer, memory, slots)
+                // That of another thread, whose thread-local storage is near.
+                .filter(|(_, cache)| !seen.contains(&cache.address));
+            let Some((distance, cache)) = searched else {
+                let damaged = distances.iter().find_map(|distance| {
+                    damaged_at(image, pointer.checked_sub(*distance)?, memory)
+                });
+                if let Some(address) = damaged {
+                    caches.problem.get_or_insert_with(|| damage(address));
+                }
+                return None;
+            };
             distances.insert(0, distance);
             distances.truncate(4);
             Some(cache)
@@ -118,6 +137,12 @@ pub(super) fn find(
             continue;
         };
         caches.found += 1;
+        if caches.chunks.len().saturating_add(cache.chunks.len()) > MOST_FREED {
+            caches.problem.get_or_insert_with(|| {
+                format!("they hold more than {MOST_FREED} chunks; the rest counts as in use")
+            });
+            break;
+        }
         caches.links = caches.links.or(cache.links);
         caches.chunks.extend(cache.chunks);
     }
@@ -167,7 +192,7 @@ fn search(
             if candidates > MOST_CANDIDATES {
                 return None;
             }
-            if let Some(cache) = cache_of(image, address, slots) {
+            if let Some(cache) = cache_of(image, address, memory, slots) {
                 return Some((thread_pointer - at, cache));
             }
         }
@@ -184,8 +209,22 @@ fn cache_at(
 ) -> Option<Cache> {
     let address = image.word(place)?;
     (address.is_multiple_of(CHUNK_ALIGNMENT) && memory.may_hold(address))
-        .then(|| cache_of(image, address, slots))
+        .then(|| cache_of(image, address, memory, slots))
         .flatten()
+}
+
+fn damage(address: u64) -> String {
+    format!(
+        "the lists of the one at {address:#x} are not what it says, unless a thread is in the midst of changing them; its chunks count as in use"
+    )
+}
+
+/// The address to which the word leads that stands in the place of a pointer to a cache, if a chunk of a cache's size is there.
+fn damaged_at(image: &dyn Image, place: u64, memory: &dyn MayHoldChunks) -> Option<u64> {
+    let address = image.word(place)?;
+    let is_likely = address.is_multiple_of(CHUNK_ALIGNMENT) && memory.may_hold(address);
+    let size = image.word(address.checked_sub(8).filter(|_| is_likely)?)?;
+    Layout::of_chunk(size & !SIZE_FLAGS).map(|_| address)
 }
 
 /// A list that is being followed.
@@ -197,10 +236,17 @@ struct List {
     count: Option<u64>,
     free_places: u64,
     chunks: u64,
+    /// A chunk passed by, the later the longer the list: a list that leads back comes to it again.
+    mark: u64,
 }
 
 /// The cache at an address, if there is one: if all its lists are what it says.
-fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache> {
+fn cache_of(
+    image: &dyn Image,
+    address: u64,
+    memory: &dyn MayHoldChunks,
+    slots: Option<u64>,
+) -> Option<Cache> {
     let size = image.word(address.checked_sub(8)?)?;
     let layout = Layout::of_chunk(size & !SIZE_FLAGS)?;
     let mut bytes = vec![0; layout.size()];
@@ -237,6 +283,7 @@ fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache
             count: is_counted.then_some(count),
             free_places: count,
             chunks: 0,
+            mark: 0,
         });
     }
     if lists.is_empty() {
@@ -253,7 +300,7 @@ fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache
         Layout::Words | Layout::Slots => &[Links::Mangled, Links::Plain],
     };
     ways.iter().find_map(|links| {
-        follow(image, lists.clone(), places, *links).map(|chunks| Cache {
+        follow(image, lists.clone(), memory, places, *links).map(|chunks| Cache {
             address,
             chunks,
             links: Some(*links),
@@ -265,6 +312,7 @@ fn cache_of(image: &dyn Image, address: u64, slots: Option<u64>) -> Option<Cache
 fn follow(
     image: &dyn Image,
     mut lists: Vec<List>,
+    memory: &dyn MayHoldChunks,
     mut places: Option<u64>,
     links: Links,
 ) -> Option<Vec<CachedChunk>> {
@@ -284,7 +332,7 @@ fn follow(
             let [Some(size), Some(link)] = *pair else {
                 return None;
             };
-            chunks.push(cached_chunk(&list, size)?);
+            chunks.push(cached_chunk(&list, size, memory)?);
             list.chunks += 1;
             let ends = Links::of_last(list.at, link) == Some(links);
             let is_last = match list.count {
@@ -304,7 +352,13 @@ fn follow(
                 }
                 continue;
             }
+            if list.chunks.is_power_of_two() {
+                list.mark = list.at;
+            }
             list.at = next_of(&list, link, links)?;
+            if list.at == list.mark || chunks.len() > MOST_FREED {
+                return None;
+            }
             going_on.push(list);
         }
         lists = going_on;
@@ -313,16 +367,18 @@ fn follow(
 }
 
 /// The chunk that a list has come to, if it belongs there.
-fn cached_chunk(list: &List, size: u64) -> Option<CachedChunk> {
+fn cached_chunk(list: &List, size: u64, memory: &dyn MayHoldChunks) -> Option<CachedChunk> {
     let bytes = size & !SIZE_FLAGS;
+    let address = list.at.checked_sub(HEADER)?;
+    let room = memory.end(address)?.checked_sub(address)?;
     let is_mapped = size & IS_MAPPED != 0;
     let fits = if list.bin < SMALL_BINS {
         !is_mapped && bytes == 32 + 16 * list.bin as u64
     } else {
         bytes > 1024
     };
-    (fits && list.at.is_multiple_of(CHUNK_ALIGNMENT) && list.at >= HEADER).then(|| CachedChunk {
-        address: list.at - HEADER,
+    (fits && bytes <= room && list.at.is_multiple_of(CHUNK_ALIGNMENT)).then_some(CachedChunk {
+        address,
         bytes,
         is_mapped,
     })

@@ -70,10 +70,10 @@ impl Classes {
     /// Adds another histogram.
     pub(super) fn add(&mut self, other: &Self) {
         for (count, more) in self.exact.iter_mut().zip(&other.exact) {
-            *count += more;
+            *count = count.saturating_add(*more);
         }
         for (class, more) in self.large.iter_mut().zip(&other.large) {
-            class.0 += more.0;
+            class.0 = class.0.saturating_add(more.0);
             class.1 = class.1.saturating_add(more.1);
         }
     }
@@ -84,11 +84,11 @@ impl Classes {
             .exact
             .iter()
             .zip(0..)
-            .map(|(count, size): (&u64, u64)| (*count, *count * size * 16));
+            .map(|(count, size): (&u64, u64)| (*count, count.saturating_mul(size * 16)));
         exact
             .chain(self.large.iter().copied())
             .fold((0, 0), |(chunks, bytes), (count, more)| {
-                (chunks + count, more.saturating_add(bytes))
+                (chunks.saturating_add(count), more.saturating_add(bytes))
             })
     }
 
@@ -102,7 +102,7 @@ impl Classes {
                 from_bytes: size,
                 to_bytes: size,
                 chunks: *count,
-                bytes: count * size,
+                bytes: count.saturating_mul(size),
             });
         let large = self
             .large

@@ -143,7 +143,7 @@ impl Search<'_> {
             .found
             .resident
             .zip(residence)
-            .map(|(sum, (resident, _))| sum + resident);
+            .map(|(sum, (resident, _))| sum.saturating_add(resident));
     }
 
     /// Looks at the beginning of each page; what no chunk begins with goes to `gaps`.

@@ -7,16 +7,22 @@
 mod arena;
 mod caches;
 mod classes;
+mod confidence;
 mod core_file;
 mod examine;
 mod free_lists;
 mod glance;
 mod layout;
 mod locate;
+mod main_arena;
 mod mapped;
 mod others;
 mod pages;
 mod parameters;
+mod sums;
+#[cfg(test)]
+mod synthetic;
+mod top;
 mod walk;
 
 pub use core_file::CoreError;

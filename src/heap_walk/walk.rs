@@ -3,6 +3,8 @@
 //! A chunk says its size, and whether the one before it is in use; so what a chunk is, the next one tells. Chunks in
 //! thread caches and fast bins look as if they were in use: those are known by their addresses.
 
+use std::cell::Cell;
+
 use super::Image;
 use super::arena::CHUNK_ALIGNMENT;
 use super::arena::IS_MAPPED;
@@ -180,9 +182,36 @@ pub(super) fn walk(image: &dyn Image, stretch: Stretch, freed: &FreedChunks) -> 
     (found, end)
 }
 
+/// What may still be looked at in vain.
+pub(super) struct Effort {
+    left: Cell<u64>,
+}
+
+impl Effort {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self {
+            left: Cell::new(bytes),
+        }
+    }
+
+    /// So many bytes led nowhere.
+    pub(super) fn spend(&self, bytes: u64) {
+        self.left.set(self.left.get().saturating_sub(bytes));
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.left.get() == 0
+    }
+}
+
 /// The first place from `from` on, and below `limit`, where chunks begin that lead to the stretch's end: after memory that
-/// is not malloc's.
-pub(super) fn find_chunks(image: &dyn Image, from: u64, stretch: Stretch) -> Option<u64> {
+/// is not malloc's. `None` also when the effort is spent.
+pub(super) fn find_chunks(
+    image: &dyn Image,
+    from: u64,
+    stretch: Stretch,
+    effort: &Effort,
+) -> Option<u64> {
     let nothing = FreedChunks::default();
     let mut residence = super::pages::Residence::new(image, from, stretch.end);
     let mut at = from.checked_next_multiple_of(CHUNK_ALIGNMENT)?;
@@ -190,7 +219,7 @@ pub(super) fn find_chunks(image: &dyn Image, from: u64, stretch: Stretch) -> Opt
     while at < stretch.end {
         let (place, to) = residence.place(at);
         if place != Place::Resident {
-            at = to.max(at + CHUNK_ALIGNMENT);
+            at = to.max(at.saturating_add(CHUNK_ALIGNMENT));
             continue;
         }
         let wanted = usize::try_from(to.min(stretch.end) - at)
@@ -206,17 +235,24 @@ pub(super) fn find_chunks(image: &dyn Image, from: u64, stretch: Stretch) -> Opt
             if address == stretch.top && size & PREVIOUS_IN_USE != 0 {
                 return Some(address);
             }
-            if is_first && leads_on(image, address, stretch, &nothing) {
-                return Some(address);
+            if is_first {
+                let (leads_on, looked_at) = leads_on(image, address, stretch, &nothing);
+                if leads_on {
+                    return Some(address);
+                }
+                effort.spend(looked_at);
+                if effort.is_spent() {
+                    return None;
+                }
             }
         }
-        at += (16 * pairs.len() as u64).max(CHUNK_ALIGNMENT);
+        at = at.saturating_add((16 * pairs.len() as u64).max(CHUNK_ALIGNMENT));
     }
     None
 }
 
-/// Whether chunks from `address` on follow one another to an end, or for long.
-fn leads_on(image: &dyn Image, address: u64, stretch: Stretch, freed: &FreedChunks) -> bool {
+/// Whether chunks from `address` on follow one another to an end, or for long; and the bytes that were looked at.
+fn leads_on(image: &dyn Image, address: u64, stretch: Stretch, freed: &FreedChunks) -> (bool, u64) {
     let mut walk = Walk {
         window: Window {
             image,
@@ -236,20 +272,29 @@ fn leads_on(image: &dyn Image, address: u64, stretch: Stretch, freed: &FreedChun
         found: Found::default(),
     };
     let mut at = address;
-    for _ in 0..CONVINCING {
+    let mut leads_on = true;
+    let mut headers = 0;
+    while headers < CONVINCING {
+        headers += 1;
         let Ok((_, word)) = walk.header(at) else {
-            return false;
+            leads_on = false;
+            break;
         };
         let size = word & !SIZE_FLAGS;
         if at == stretch.top || (size <= FENCE && at > address) {
-            return true;
+            break;
         }
         if walk.flaw(at, word).is_some() {
-            return false;
+            leads_on = false;
+            break;
         }
         at += size;
     }
-    true
+    let looked_at = walk
+        .window
+        .read_bytes
+        .saturating_add(16 * u64::from(headers));
+    (leads_on, looked_at)
 }
 
 fn flags_of(is_main: bool) -> u64 {
@@ -404,11 +449,15 @@ impl Walk<'_> {
     /// A free chunk repeats its size at its end, and has links to its neighbours in a bin.
     fn look_at_free(&mut self, at: u64, size: u64, repeated: u64) {
         let is_near = |link: u64| {
+            let (first_bin, end_of_bins) = self.stretch.bins;
+            if (first_bin..end_of_bins).contains(&link) {
+                // Bins are as far apart as chunks are aligned, and need not be aligned themselves.
+                return (link - first_bin).is_multiple_of(CHUNK_ALIGNMENT);
+            }
             // A list leads through its bin, so a chunk alone in it is never its own neighbour.
             link.is_multiple_of(CHUNK_ALIGNMENT)
                 && link != at
-                && ((self.stretch.memory.0..self.stretch.memory.1).contains(&link)
-                    || (self.stretch.bins.0..self.stretch.bins.1).contains(&link))
+                && (self.stretch.memory.0..self.stretch.memory.1).contains(&link)
         };
         let links = self.window.at_hand(at + 16);
         let odd = repeated != size
@@ -434,7 +483,7 @@ impl Walk<'_> {
             // An arena's heap that had little room left ends with its top as it was (sysmalloc, `old_size < MINSIZE`).
             let ends_heap = !self.stretch.is_main
                 && word & (SIZE_FLAGS & !PREVIOUS_IN_USE) == 0
-                && at.saturating_add((word & !SIZE_FLAGS) + FENCE) == self.stretch.end;
+                && at.saturating_add(word & !SIZE_FLAGS).saturating_add(FENCE) == self.stretch.end;
             if ends_heap {
                 self.found.fence_bytes += self.stretch.end - at;
                 self.pages.live(at, self.stretch.end);
@@ -458,7 +507,8 @@ impl Walk<'_> {
             behind = self.stretch.end;
             fences += 1;
         }
-        if fences == 0 {
+        // One alone is a damaged size rather (sysmalloc always writes two).
+        if fences < 2 {
             return End::Broken {
                 at,
                 why: "it is smaller than any chunk".to_owned(),

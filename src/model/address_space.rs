@@ -1,5 +1,6 @@
 //! One address space: its break, its regions, and what the calls of all its threads did to them.
 
+use super::Standing;
 use super::allocator;
 use super::allocator::Allocator;
 use super::allocator::HeldBytes;
@@ -15,6 +16,7 @@ use super::growth::Owner;
 use super::heap;
 use super::heap::Heap;
 use super::layout;
+use super::layout::Layouts;
 use super::program_break::BrkCall;
 use super::program_break::BrkEffect;
 use super::program_break::ProgramBreak;
@@ -47,7 +49,6 @@ use crate::event::SpaceId;
 use crate::report::AnonymousReport;
 use crate::report::Checks;
 use crate::report::Difference;
-use crate::report::LayoutSegment;
 use crate::report::SpaceOrigin;
 use crate::report::SpaceReport;
 use crate::report::StackGrowth;
@@ -104,9 +105,7 @@ struct Detail {
     anonymous_steps: StepLog,
     timeline: Timeline,
     growth: GrowthLog,
-    layout: Vec<LayoutSegment>,
-    /// The layout is that of the end: later snapshots do not replace it.
-    layout_is_final: bool,
+    layouts: Layouts,
 }
 
 /// The latest call of the bundled allocator's, whose figures may follow.
@@ -327,6 +326,15 @@ impl AddressSpace {
             .saturating_add(self.anonymous.peak_bytes)
     }
 
+    /// How large it is now; `None` once it has ended.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let is_complete = self.knowledge != Knowledge::CallsOnly;
+        self.is_live().then(|| Standing {
+            break_bytes: self.program_break.size(),
+            anonymous_bytes: is_complete.then(|| self.regions.usable_bytes()),
+        })
+    }
+
     /// By how much break and anonymous memory grew.
     pub(super) fn grown_bytes(&self) -> u64 {
         self.program_break
@@ -364,10 +372,15 @@ impl AddressSpace {
         let call = event.malloc.as_deref()?;
         let page_size = self.page_size;
         match &event.kind {
-            EventKind::Brk { before, after, .. } => {
+            EventKind::Brk {
+                requested,
+                before,
+                after,
+            } => {
                 let before = (*before).or(self.program_break.end())?;
                 if before == *after {
-                    malloc.break_refused(event.tid);
+                    let wanted = requested.0.checked_sub(before.0)?;
+                    malloc.break_refused(event.tid, call, wanted);
                     return None;
                 }
                 Some(malloc.break_moved(call, before, *after))
@@ -379,13 +392,42 @@ impl AddressSpace {
                 result,
                 ..
             } => {
-                result.done()?;
+                let address = result.done()?;
                 let bytes = mapped_length(*length, *flags, page_size);
-                malloc.mapped(event.tid, call, bytes, *protection, *flags)
+                malloc.mapped(event.tid, call, address, bytes, *protection, *flags)
             }
-            EventKind::Munmap { length, result, .. } => {
+            EventKind::Munmap {
+                address,
+                length,
+                result,
+            } => {
                 result.done()?;
-                malloc.unmapped(call, page_up(*length, page_size))
+                malloc.unmapped(*address, page_up(*length, page_size))
+            }
+            EventKind::Mremap {
+                address,
+                old_length,
+                new_length,
+                result,
+                ..
+            } => {
+                let to = result.done()?;
+                let [old, new] = [*old_length, *new_length].map(|bytes| page_up(bytes, page_size));
+                malloc.remapped(*address, to, old, new)
+            }
+            EventKind::Madvise {
+                address,
+                length,
+                advice,
+                result,
+            } => {
+                result.done()?;
+                if matches!(*advice, Advice::DONTNEED) {
+                    let region = self.regions.at(*address);
+                    let in_heap = region.is_some_and(|region| region.kind == Kind::Heap);
+                    malloc.advised(call, *address, page_up(*length, page_size), in_heap);
+                }
+                None
             }
             EventKind::Mprotect {
                 address,
@@ -937,7 +979,7 @@ impl AddressSpace {
         // A process on its way out shows no mappings at all: nothing can be learnt from that.
         if self.is_live() && !snapshot.mappings.is_empty() {
             self.use_mappings(time, snapshot);
-            self.draw_layout(snapshot, programs.path(self.program));
+            self.draw_layout(time, snapshot, programs.path(self.program));
         }
         let resident = snapshot.memory.map(|memory| memory.resident_bytes);
         self.note(time, resident);
@@ -972,18 +1014,19 @@ impl AddressSpace {
         }
     }
 
-    fn draw_layout(&mut self, snapshot: &Snapshot, program: &str) {
+    fn draw_layout(&mut self, time: Timestamp, snapshot: &Snapshot, program: &str) {
+        let is_end = snapshot.reason == SnapshotReason::End;
         if let Some(detail) = &mut self.detail
-            && !(detail.layout_is_final && snapshot.reason != SnapshotReason::End)
+            && detail.layouts.wants(is_end)
         {
-            detail.layout = layout::draw(&layout::Source {
+            let segments = layout::draw(&layout::Source {
                 mappings: &snapshot.mappings,
                 program,
                 heap_start: self.program_break.start(),
                 heap_end: self.program_break.end(),
                 page_size: self.page_size,
             });
-            detail.layout_is_final = snapshot.reason == SnapshotReason::End;
+            detail.layouts.push(time, segments, is_end);
         }
     }
 
@@ -1105,6 +1148,7 @@ impl AddressSpace {
                 detail.break_steps.kept(self.malloc.as_deref())
             }),
         };
+        let layouts = detail.map(|detail| &detail.layouts);
         SpaceReport {
             id: self.id,
             pid: self.pid,
@@ -1123,7 +1167,9 @@ impl AddressSpace {
             memory_at_end: self.memory.map(|(_, last)| last),
             timeline: detail
                 .map_or_else(TimelineReport::default, |detail| detail.timeline.report()),
-            layout: detail.map_or_else(Vec::new, |detail| detail.layout.clone()),
+            layout: layouts.map_or_else(Vec::new, Layouts::last),
+            layout_ns: layouts.and_then(Layouts::last_time),
+            earlier_layouts: layouts.map_or_else(Vec::new, Layouts::earlier),
             checks: self.checks.clone(),
             allocator: match &self.allocator {
                 Some(allocator) => Some(allocator.report(choice)),

@@ -200,6 +200,7 @@ mod tests {
                 pins: Vec::new(),
                 checks: Vec::new(),
             }],
+            memory: None,
             cost: Default::default(),
             problems: Vec::new(),
         }

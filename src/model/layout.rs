@@ -2,9 +2,14 @@
 
 use crate::mapping::Mapping;
 use crate::mapping::MappingKind;
+use crate::report::LayoutMoment;
 use crate::report::LayoutSegment;
 use crate::report::SegmentKind;
 use crate::units::Address;
+use crate::units::Timestamp;
+
+/// Earlier pictures that are kept.
+const MOST_EARLIER: usize = 16;
 
 /// Most segments in a picture.
 const MOST_SEGMENTS: usize = 24;
@@ -14,6 +19,74 @@ const SMALLEST_GAP: u64 = 1 << 20;
 
 /// From here on addresses are the kernel's, on every 64-bit architecture; `[vsyscall]` lies there.
 const KERNEL_HALF: Address = Address(1 << 63);
+
+/// The pictures of an address space over time: the latest, and some before it.
+#[derive(Debug, Default)]
+pub(super) struct Layouts {
+    moments: Vec<LayoutMoment>,
+    /// Pictures that came, and how often those kept were halved: of 2ⁿ that come, one stays.
+    came: u64,
+    halved: u32,
+    /// The latest is one that stays.
+    latest_stays: bool,
+    /// The latest is that of the end: later snapshots do not replace it.
+    is_final: bool,
+}
+
+impl Layouts {
+    /// Whether one more is of interest.
+    pub(super) fn wants(&self, is_end: bool) -> bool {
+        is_end || !self.is_final
+    }
+
+    pub(super) fn push(&mut self, time: Timestamp, segments: Vec<LayoutSegment>, is_end: bool) {
+        self.is_final = is_end;
+        if let Some(latest) = self.moments.last_mut() {
+            if latest.segments == segments {
+                return;
+            }
+            // The latest gives way, unless it is one to be kept.
+            if !self.latest_stays {
+                self.moments.pop();
+            }
+        }
+        self.moments.push(LayoutMoment {
+            time_ns: time,
+            segments,
+        });
+        let number = self.came;
+        self.came += 1;
+        if self.moments.len() > MOST_EARLIER + 1 {
+            // Every second of them goes; the first and the latest stay.
+            let latest = self.moments.len() - 1;
+            let mut places = 0..;
+            self.moments.retain(|_| {
+                let place = places.next().unwrap_or(latest);
+                place % 2 == 0 || place == latest
+            });
+            self.halved += 1;
+        }
+        self.latest_stays = number.trailing_zeros() >= self.halved;
+    }
+
+    /// The latest; empty when there was none.
+    pub(super) fn last(&self) -> Vec<LayoutSegment> {
+        self.moments
+            .last()
+            .map_or_else(Vec::new, |moment| moment.segments.clone())
+    }
+
+    /// When that was.
+    pub(super) fn last_time(&self) -> Option<Timestamp> {
+        self.moments.last().map(|moment| moment.time_ns)
+    }
+
+    /// Those before it.
+    pub(super) fn earlier(&self) -> Vec<LayoutMoment> {
+        let earlier = self.moments.split_last();
+        earlier.map_or_else(Vec::new, |(_, earlier)| earlier.to_vec())
+    }
+}
 
 /// What a picture is drawn from.
 pub(super) struct Source<'a> {
@@ -339,6 +412,36 @@ fn with_gaps(segments: Vec<LayoutSegment>, page_size: u64) -> Vec<LayoutSegment>
 mod tests {
     use super::*;
     use crate::mapping;
+
+    #[test]
+    fn of_many_pictures_some_stay_spread_over_time_and_the_latest_always() {
+        let mut layouts = Layouts::default();
+        let picture = |bytes: u64| {
+            vec![LayoutSegment {
+                kind: SegmentKind::Heap,
+                start: Address(0),
+                end: Address(bytes),
+                bytes,
+                mappings: 1,
+                name: None,
+            }]
+        };
+        for number in 0..1000_u64 {
+            layouts.push(Timestamp(number), picture(number), false);
+            assert_eq!(layouts.last(), picture(number));
+            let earlier = layouts.earlier();
+            assert!(earlier.len() <= MOST_EARLIER, "{}", earlier.len());
+            assert!(number == 0 || earlier[0].time_ns == Timestamp(0));
+        }
+        let times: Vec<u64> = layouts.earlier().iter().map(|m| m.time_ns.0).collect();
+        assert!(times.len() >= MOST_EARLIER / 2, "{times:?}");
+        let steps: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(steps.iter().all(|step| *step == steps[0]), "{times:?}");
+        // What has not changed is no news, and what comes after the end is none.
+        layouts.push(Timestamp(2000), picture(999), true);
+        assert_eq!(layouts.last_time(), Some(Timestamp(999)));
+        assert!(!layouts.wants(false) && layouts.wants(true));
+    }
 
     const PIE: &str = "555555554000-555555556000 r--p 00000000 fe:01 11 /usr/bin/program
 555555556000-55555555a000 r-xp 00002000 fe:01 11 /usr/bin/program

@@ -9,8 +9,6 @@ mod allocator;
 mod calls;
 mod check;
 mod explain;
-#[cfg(test)]
-mod explain_tests;
 mod growth;
 mod heap;
 mod layout;
@@ -95,6 +93,15 @@ pub struct Recorder {
     space_by_id: HashMap<SpaceId, usize>,
     detail: DetailKeeper,
     stacks: StackTable,
+}
+
+/// How large an address space is at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Bytes of the heap; `None` while not known.
+    pub break_bytes: Option<u64>,
+    /// Bytes of accessible anonymous memory; `None` while only some of the mappings are known.
+    pub anonymous_bytes: Option<u64>,
 }
 
 /// Which address spaces keep their detail.
@@ -197,6 +204,13 @@ impl Recorder {
     /// Adds something that the reader of the report should know and that is no event of the recording.
     pub fn note(&mut self, notice: &Notice) {
         self.notices.add(notice);
+    }
+
+    /// How large an address space is now; `None` when it is not known or nobody is in it.
+    #[must_use]
+    pub fn standing(&self, space: SpaceId) -> Option<Standing> {
+        let &index = self.space_by_id.get(&space)?;
+        self.spaces.get(index)?.standing()
     }
 
     /// What the events so far add up to.

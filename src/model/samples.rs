@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::growth::Owner;
 use crate::event::SampledBlock;
@@ -98,7 +98,7 @@ pub(super) struct SampleLog {
     /// What belongs to stacks beyond those that are told apart.
     others: Sum,
     /// Shared with forked children until one of the two changes it.
-    live: Rc<HashMap<u64, Live>>,
+    live: Arc<HashMap<u64, Live>>,
     /// What was live when the address space ended.
     settled: HashMap<Owner, Sum>,
     /// What of it was lost, if that was searched.
@@ -114,7 +114,7 @@ impl SampleLog {
     pub(super) fn forked(&self) -> Self {
         Self {
             interval: self.interval,
-            live: Rc::clone(&self.live),
+            live: Arc::clone(&self.live),
             freed: self.freed.clone(),
             order: self.order.clone(),
             ..Self::default()
@@ -133,7 +133,7 @@ impl SampleLog {
         sum.add(size, self.interval);
         self.freed.remove(&block.address.0);
         if self.live.len() < MOST_LIVE || self.live.contains_key(&block.address.0) {
-            Rc::make_mut(&mut self.live).insert(block.address.0, Live { owner, size });
+            Arc::make_mut(&mut self.live).insert(block.address.0, Live { owner, size });
         } else {
             self.not_followed += 1;
         }
@@ -144,7 +144,7 @@ impl SampleLog {
         if !self.live.contains_key(&address.0) {
             return;
         }
-        let Some(live) = Rc::make_mut(&mut self.live).remove(&address.0) else {
+        let Some(live) = Arc::make_mut(&mut self.live).remove(&address.0) else {
             return;
         };
         if self.interval != 1 {
@@ -192,7 +192,7 @@ impl SampleLog {
     /// The address space has ended: its blocks are added up, and no longer told apart.
     pub(super) fn settle(&mut self) {
         self.settled = self.live_by_owner();
-        self.live = Rc::default();
+        self.live = Arc::default();
         self.freed = HashMap::new();
         self.order = VecDeque::new();
     }

@@ -219,7 +219,7 @@ fn bytes_less(bytes: u64) -> String {
 }
 
 /// The culprit and its callers, on one line.
-pub(super) fn way(culprit: Option<&Function>, path: &[String]) -> String {
+pub(crate) fn way(culprit: Option<&Function>, path: &[String]) -> String {
     let Some(culprit) = culprit else {
         return NOBODY.to_owned();
     };
@@ -523,7 +523,7 @@ pub(super) fn chain(report: &Report, stack: Option<StackId>) -> Option<String> {
 }
 
 /// A whole stack, innermost first; empty when it was not recorded.
-pub(super) fn stack_lines(report: &Report, stack: Option<StackId>, indent: &str) -> Vec<Line> {
+pub(crate) fn stack_lines(report: &Report, stack: Option<StackId>, indent: &str) -> Vec<Line> {
     let Some((stacks, stack)) = report
         .stacks
         .as_ref()

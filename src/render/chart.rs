@@ -17,6 +17,10 @@ use super::words;
 
 /// Rows of the chart, without the time axis.
 const ROWS: usize = 6;
+/// Rows of a wide one, which would look flat otherwise.
+const WIDE_ROWS: usize = 10;
+/// Columns from which on a chart is wide.
+const WIDE: usize = 120;
 /// Columns left of the scale: one to indent, and eight for the longest size, such as `64.7 MiB`.
 const LABEL_WIDTH: usize = 9;
 /// Rows of a chart whose sizes never change: there is nothing to see but the size.
@@ -90,17 +94,20 @@ pub(super) fn lines(space: &SpaceReport, recording_end: Timestamp, width: usize)
         .map(|&(name, peak)| series(name, peak, space, period, plot_width))
         .collect();
     let series = with_what_is_in_use(series, space, period, plot_width);
-    let rows = ROWS / series.len();
+    let all_rows = if width < WIDE { ROWS } else { WIDE_ROWS };
+    let rows = all_rows / series.len();
     let rows = if series.iter().all(Series::is_flat) {
         rows.min(FLAT_ROWS)
     } else {
         rows
     };
+    let plots: Vec<Vec<String>> = series.iter().map(|series| series.plot(rows)).collect();
+    let has = |character| plots.iter().flatten().any(|row| row.contains(character));
     let mut lines: Vec<Line> = series
         .iter()
-        .flat_map(|series| series.lines(rows))
+        .zip(&plots)
+        .flat_map(|(series, plot)| series.lines(plot))
         .collect();
-    let has = |character| lines.iter().any(|line: &Line| line.contains(character));
     let legend: Vec<&str> = [
         (series.iter().any(|s| s.in_use.is_some()), "█ in use"),
         (has(HELD), "▒ held, not in use"),
@@ -353,12 +360,27 @@ impl Series {
             .all(|span| span.highest == self.peak && span.is_one_way())
     }
 
-    fn lines(&self, rows: usize) -> Vec<Line> {
-        // A dashed side warns that the scale does not begin at zero.
-        let side = if self.foot == 0 { '│' } else { '┊' };
+    /// The picture itself, from its top row to its foot.
+    fn plot(&self, rows: usize) -> Vec<String> {
+        let level = |value| self.level(value, rows * EIGHTHS);
         (0..rows)
             .map(|row| {
                 let base = (rows - 1 - row) * EIGHTHS;
+                (0..self.columns.len())
+                    .map(|column| self.character(column, base, level))
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// The picture with its scale.
+    fn lines(&self, plot: &[String]) -> Vec<Line> {
+        // A dashed side warns that the scale does not begin at zero.
+        let side = if self.foot == 0 { '│' } else { '┊' };
+        let rows = plot.len();
+        plot.iter()
+            .enumerate()
+            .map(|(row, plot)| {
                 let (text, edge) = match row {
                     0 => (label(self.peak), '┤'),
                     _ if row + 1 == rows => (label(self.foot), '┤'),
@@ -367,14 +389,40 @@ impl Series {
                 };
                 let mut line = label_cell(&text);
                 line.push(Tone::Faint, &format!(" {edge}"));
-                let level = |value| self.level(value, rows * EIGHTHS);
-                let plot: String = (0..self.columns.len())
-                    .map(|column| self.character(column, base, level))
-                    .collect();
-                line.push(self.tone, &plot);
+                self.push_plot(plot, (rows - 1 - row) * EIGHTHS, rows, &mut line);
                 line
             })
             .collect()
+    }
+
+    /// Adds the row that begins `base` eighths above the foot. What is held without being in use stands back, and what
+    /// was given back within a column is told from what was there after it.
+    fn push_plot(&self, plot: &str, base: usize, rows: usize, line: &mut Line) {
+        let mut piece = String::new();
+        let mut piece_tone = self.tone;
+        for (column, character) in plot.chars().enumerate() {
+            let tone = match character {
+                ' ' => piece_tone,
+                HELD => Tone::Faint,
+                _ if self.is_given_back(column, base, rows) => Tone::Shrinkage,
+                _ => self.tone,
+            };
+            if tone != piece_tone {
+                line.push(piece_tone, &piece);
+                piece.clear();
+                piece_tone = tone;
+            }
+            piece.push(character);
+        }
+        line.push(piece_tone, &piece);
+    }
+
+    /// Whether all of a cell lies above what was left at the end of its column, and below what was there at its start.
+    fn is_given_back(&self, column: usize, base: usize, rows: usize) -> bool {
+        self.columns.get(column).is_some_and(|span| {
+            let level = |value| self.level(value, rows * EIGHTHS);
+            level(span.last) <= base && level(span.first) > base
+        })
     }
 
     /// The character of a column in the row that begins `base` eighths above zero.
@@ -452,6 +500,7 @@ fn axis(period: Period, plot_width: usize, legend: &str) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::Charset;
 
     const SECOND: Period = Period {
         start: Timestamp(0),
@@ -477,7 +526,7 @@ mod tests {
             in_use: None,
         };
         series
-            .lines(rows)
+            .lines(&series.plot(rows))
             .iter()
             .map(|line| line.paint(false).chars().skip(LABEL_WIDTH + 2).collect())
             .collect()
@@ -531,6 +580,35 @@ mod tests {
         };
         let columns = spans([point(7, 8, 8, 8)].into_iter(), 0, nothing, 3);
         assert_eq!(columns[0].last, 8);
+    }
+
+    #[test]
+    fn what_was_given_back_within_a_column_has_a_colour_of_its_own() {
+        let points = vec![point(0, 32, 0, 32), point(500, 8, 8, 32)];
+        let series = Series {
+            name: "break",
+            tone: Tone::Growth,
+            peak: 32,
+            foot: 0,
+            columns: spans(points.into_iter(), 32, SECOND, 4),
+            in_use: None,
+        };
+        let lines = series.lines(&series.plot(4));
+        let orange = "\x1b[38;5;208m█\x1b[0m";
+        let has: Vec<bool> = lines
+            .iter()
+            .map(|l| l.paint(true).contains(orange))
+            .collect();
+        assert_eq!(has, [true, true, true, false]);
+    }
+
+    #[test]
+    fn in_ascii_levels_are_told_apart() {
+        let _ascii = Charset::Ascii.enter();
+        let points = vec![point(0, 1, 0, 1), point(250, 4, 1, 4), point(500, 8, 4, 8)];
+        assert_eq!(drawn(points, 8, 1, 4), ["_=##"]);
+        let points = vec![point(0, 8, 8, 8), point(500, 8, 8, 32)];
+        assert_eq!(drawn(points, 32, 4, 4), ["  :", "  :", "  :", "####"]);
     }
 
     #[test]

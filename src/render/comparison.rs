@@ -15,6 +15,7 @@ use crate::report::Row;
 /// Shows a comparison, a table of several if the line is too short for all allocators.
 #[must_use]
 pub fn comparison(comparison: &Comparison, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut lines = vec![heading(comparison, options.width)];
     lines.push(Line::default());
     for group in groups(comparison, options.width) {
@@ -198,11 +199,13 @@ mod tests {
     use super::super::tests::MIB;
     use super::super::tests::program;
     use super::*;
+    use crate::render::Charset;
     use crate::report::Run;
 
     const NARROW: TextOptions = TextOptions {
         width: 80,
         color: false,
+        charset: Charset::Unicode,
         verbose: false,
     };
 

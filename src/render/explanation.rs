@@ -67,6 +67,7 @@ fn name(kind: StepTermKind) -> &'static str {
         StepTermKind::AlreadyOpen => "open already",
         StepTermKind::Alignment => "alignment",
         StepTermKind::LostTop => "old top, out of reach",
+        StepTermKind::MappingRounding => "up to whole pages, or the least that malloc maps",
     }
 }
 
@@ -87,7 +88,11 @@ fn reason(explanation: &StepExplanation) -> String {
         StepReason::UnmappedChunkRaisedThreshold => {
             "a block mapped alone was freed, and the mmap threshold is its size now".to_owned()
         }
-        StepReason::BreakRefused => "brk was refused: malloc goes on in a mapping".to_owned(),
+        StepReason::ResizedChunk => format!("a block mapped alone was reallocated: {request}"),
+        StepReason::BreakRefused => match explanation.terms.is_empty() {
+            true => "brk was refused: malloc goes on in a mapping".to_owned(),
+            false => format!("{request}; brk was refused, so malloc goes on in a mapping"),
+        },
         StepReason::ArenaReserved => "address space for an arena".to_owned(),
         StepReason::ArenaOpened => "a new arena, or a further heap of one".to_owned(),
         StepReason::ArenaGrew => format!("a thread's arena grew for {request}"),

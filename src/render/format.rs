@@ -13,6 +13,10 @@ pub enum Format {
     Html,
     /// For documents: timeline and flame graph as one picture.
     Svg,
+    /// The timeline alone.
+    SvgTimeline,
+    /// The flame graph alone.
+    SvgFlameGraph,
     /// For programs: `docs/report-schema.md`.
     Json,
     /// Growth by call stack, one line per stack: flamegraph.pl, inferno, speedscope.
@@ -35,10 +39,12 @@ pub enum Format {
 
 impl Format {
     /// Every format, in the order in which help texts list them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Text,
         Self::Html,
         Self::Svg,
+        Self::SvgTimeline,
+        Self::SvgFlameGraph,
         Self::Json,
         Self::Folded,
         Self::Pprof,
@@ -57,6 +63,8 @@ impl Format {
             Self::Text => "text",
             Self::Html => "html",
             Self::Svg => "svg",
+            Self::SvgTimeline => "svg-timeline",
+            Self::SvgFlameGraph => "svg-flamegraph",
             Self::Json => "json",
             Self::Folded => "folded",
             Self::Pprof => "pprof",
@@ -76,6 +84,8 @@ impl Format {
             Self::Text => &[".txt", ".text"],
             Self::Html => &[".html", ".htm"],
             Self::Svg => &[".svg"],
+            Self::SvgTimeline => &[".timeline.svg"],
+            Self::SvgFlameGraph => &[".flamegraph.svg", ".flame.svg"],
             Self::Json => &[".json"],
             Self::Folded => &[".folded"],
             Self::Pprof => &[".pb.gz", ".pprof"],
@@ -96,6 +106,8 @@ impl Format {
             Self::Text
             | Self::Html
             | Self::Svg
+            | Self::SvgTimeline
+            | Self::SvgFlameGraph
             | Self::Json
             | Self::Folded
             | Self::Speedscope
@@ -108,8 +120,9 @@ impl Format {
     #[must_use]
     pub fn is_of_stacks(self) -> bool {
         match self {
-            Self::Folded | Self::Pprof | Self::Speedscope => true,
-            Self::Text | Self::Html | Self::Svg | Self::Json | Self::ChromeTrace => false,
+            Self::Folded | Self::Pprof | Self::Speedscope | Self::SvgFlameGraph => true,
+            Self::Text | Self::Html | Self::Svg | Self::SvgTimeline => false,
+            Self::Json | Self::ChromeTrace => false,
             Self::Csv | Self::Prometheus | Self::OpenMetrics | Self::Massif => false,
         }
     }

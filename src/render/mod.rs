@@ -5,7 +5,8 @@
 //! `words::harmless` has seen it; JSON has escapes of its own.
 
 mod allocator;
-mod call_paths;
+pub(crate) mod call_paths;
+pub(crate) mod charset;
 mod chart;
 mod comparison;
 mod explanation;
@@ -28,6 +29,7 @@ pub(crate) mod words;
 #[cfg(test)]
 mod tests;
 
+pub use charset::Charset;
 pub use comparison::comparison;
 pub use export::ExportError;
 pub use export::Measure;
@@ -48,6 +50,8 @@ pub struct TextOptions {
     pub width: usize,
     /// Whether escapes for colour may be written.
     pub color: bool,
+    /// The characters that it may consist of.
+    pub charset: Charset,
     /// Whether to add addresses, all processes, all steps that were kept, and all calls.
     pub verbose: bool,
 }
@@ -67,6 +71,7 @@ impl Default for TextOptions {
         Self {
             width: Self::WITHOUT_TERMINAL,
             color: false,
+            charset: Charset::Unicode,
             verbose: false,
         }
     }
@@ -88,7 +93,9 @@ pub fn render(
     Ok(match format {
         Format::Text => text::render(report, options).into_bytes(),
         Format::Html => html::render(report),
-        Format::Svg => svg::render(report),
+        Format::Svg => svg::render(report, svg::Parts::Both),
+        Format::SvgTimeline => svg::render(report, svg::Parts::Timeline),
+        Format::SvgFlameGraph => svg::render(report, svg::Parts::Flames),
         Format::Json => report::to_json(report).into_bytes(),
         Format::Folded => export::folded(report, measure),
         Format::Pprof => export::pprof(report, measure),

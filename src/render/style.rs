@@ -75,11 +75,6 @@ impl Line {
             .sum()
     }
 
-    /// Whether this character stands in it.
-    pub(crate) fn contains(&self, character: char) -> bool {
-        self.pieces.iter().any(|(_, text)| text.contains(character))
-    }
-
     /// Adds spaces until it takes `width` columns.
     pub(crate) fn pad_to(&mut self, width: usize) {
         let missing = width.saturating_sub(self.width());

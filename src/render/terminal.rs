@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
+use super::Charset;
 use super::TextOptions;
 
 impl TextOptions {
@@ -22,7 +23,24 @@ impl TextOptions {
         Self {
             width: width(columns, variable),
             color: color(is_terminal, variable),
+            charset: charset(is_terminal, variable),
             verbose,
+        }
+    }
+
+    /// Columns that the terminal at `stream` has now, however narrow; `None` when it is none or does not know.
+    #[must_use]
+    pub fn columns_of(stream: impl AsFd) -> Option<usize> {
+        columns(stream.as_fd())
+    }
+
+    /// How text goes to a file.
+    #[must_use]
+    pub fn for_file(verbose: bool) -> Self {
+        Self {
+            charset: charset(false, |name| std::env::var_os(name)),
+            verbose,
+            ..Self::default()
         }
     }
 }
@@ -62,6 +80,30 @@ fn color(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool
     // Without TERM nobody claims that the other side understands escapes.
     let understands = variable("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
     is_terminal && understands && !says_zero("CLICOLOR")
+}
+
+/// A locale that was chosen has its say wherever the text goes, as with gcc, tree or systemctl. Where none was chosen,
+/// a terminal gets ASCII, since that is what the C library assumes, and files get what every editor shows.
+fn charset(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> Charset {
+    // The order is that of setlocale(3).
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .filter_map(variable)
+        .find(|locale| !locale.is_empty());
+    match locale {
+        Some(locale) if is_utf8(&locale.to_string_lossy()) => Charset::Unicode,
+        None if !is_terminal => Charset::Unicode,
+        _ => Charset::Ascii,
+    }
+}
+
+/// Whether a locale such as `de_DE.UTF-8@euro` has this codeset; ssh hands on a bare `UTF-8` from macOS.
+fn is_utf8(locale: &str) -> bool {
+    let codeset = locale
+        .split_once('.')
+        .map_or(locale, |(_, codeset)| codeset);
+    let codeset = codeset.split('@').next().unwrap_or_default();
+    codeset.eq_ignore_ascii_case("utf-8") || codeset.eq_ignore_ascii_case("utf8")
 }
 
 #[cfg(test)]
@@ -127,6 +169,46 @@ mod tests {
             true,
             environment(&[("TERM", "xterm"), ("NO_COLOR", "")])
         ));
+    }
+
+    #[test]
+    fn the_locale_decides_and_without_one_the_destination() {
+        fn chosen(is_terminal: bool, pairs: &[(&str, &str)]) -> Charset {
+            charset(is_terminal, environment(pairs))
+        }
+        for is_terminal in [true, false] {
+            for utf8 in ["C.UTF-8", "de_DE.utf8", "en_US.UTF-8@x", "UTF-8"] {
+                assert_eq!(chosen(is_terminal, &[("LANG", utf8)]), Charset::Unicode);
+            }
+            for other in ["C", "POSIX", "de_DE", "de_DE@euro", "ja_JP.eucJP"] {
+                assert_eq!(chosen(is_terminal, &[("LANG", other)]), Charset::Ascii);
+            }
+        }
+        assert_eq!(chosen(true, &[]), Charset::Ascii);
+        assert_eq!(chosen(false, &[]), Charset::Unicode);
+        assert_eq!(chosen(false, &[("LC_ALL", "")]), Charset::Unicode);
+    }
+
+    #[test]
+    fn lc_all_comes_before_lc_ctype_and_that_before_lang() {
+        fn chosen(pairs: &[(&str, &str)]) -> Charset {
+            charset(true, environment(pairs))
+        }
+        let all = [
+            ("LC_ALL", "C"),
+            ("LC_CTYPE", "C.UTF-8"),
+            ("LANG", "C.UTF-8"),
+        ];
+        assert_eq!(chosen(&all), Charset::Ascii);
+        assert_eq!(chosen(&all[1..]), Charset::Unicode);
+        assert_eq!(
+            chosen(&[("LC_CTYPE", "C"), ("LANG", "C.UTF-8")]),
+            Charset::Ascii
+        );
+        assert_eq!(
+            chosen(&[("LC_ALL", ""), ("LANG", "C.UTF-8")]),
+            Charset::Unicode
+        );
     }
 
     #[test]

@@ -44,6 +44,7 @@ use crate::report::Totals;
 use crate::units::Address;
 use crate::units::Timestamp;
 
+use super::Charset;
 use super::Format;
 use super::Measure;
 use super::TextOptions;
@@ -146,6 +147,8 @@ fn space(pid: u32, command: &[&str], id: SpaceId, break_moves: &[i64]) -> SpaceR
         ],
         memory_at_start: Some(memory(1_200 * KIB, 0)),
         memory_at_end: Some(memory(5 * MIB + heap, 200 * KIB)),
+        layout_ns: None,
+        earlier_layouts: Vec::new(),
         layout: textbook(heap),
         checks: Checks {
             made: 2,
@@ -722,11 +725,35 @@ fn without_colour_nothing_but_printable_characters_and_newlines_is_written() {
 }
 
 #[test]
+fn in_ascii_nothing_else_is_written_and_lines_keep_within_the_width() {
+    for (name, report) in every_report() {
+        for width in [80, 120] {
+            let options = TextOptions {
+                width,
+                charset: Charset::Ascii,
+                ..TextOptions::default()
+            };
+            let ascii = super::text::render(&report, options);
+            assert!(ascii.is_ascii(), "{name}: {ascii}");
+            let longest = ascii.lines().map(str::len).max();
+            assert!(longest <= Some(width), "{name}: {ascii}");
+            // Names may have other characters; breaktrace's own have stand-ins.
+            if !name.contains("hostile") {
+                assert!(!ascii.contains("\\u{"), "{name}: {ascii}");
+            }
+            // Nothing of it outlasts the report.
+            assert_eq!(Charset::current(), Charset::Unicode);
+        }
+    }
+}
+
+#[test]
 fn with_colour_every_escape_is_our_own() {
     for (name, report) in every_report() {
         let options = TextOptions {
             width: 100,
             color: true,
+            charset: Charset::Unicode,
             verbose: true,
         };
         let colored = super::text::render(&report, options);

@@ -53,6 +53,7 @@ const LISTED_DIFFERENCES: usize = 3;
 
 /// Writes the report.
 pub(super) fn render(report: &Report, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     page.headlines(report);
     if let Some(space) = report.main() {
@@ -613,6 +614,17 @@ fn remarks(space: &SpaceReport) -> Vec<String> {
         "of mmap given back by MADV_DONTNEED",
     );
     sizes(anonymous.lazily_freed_bytes, "of mmap offered by MADV_FREE");
+    if let Some(malloc) = &space.malloc {
+        let explained = &malloc.explained;
+        sizes(
+            explained.arena_shrunk_bytes,
+            "of that as malloc made arenas of threads smaller",
+        );
+        sizes(
+            explained.malloc_trim_advised_bytes,
+            "given back by malloc_trim inside free chunks",
+        );
+    }
     remarks
 }
 

@@ -2,6 +2,8 @@
 
 use unicode_width::UnicodeWidthChar;
 
+use super::charset;
+use super::charset::Charset;
 use crate::units::Timestamp;
 
 /// What is said of a number that is not known.
@@ -9,12 +11,16 @@ pub(crate) const UNKNOWN: &str = "unknown";
 
 /// `text` with every character escaped that would not show as itself, one after the other: control characters, and
 /// those without a width, among them the ones that turn the direction of writing. Escaping twice changes nothing.
+/// Where text is written in ASCII, nothing else is left.
 pub(crate) fn harmless(text: &str) -> String {
+    let charset = Charset::current();
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
         if character.width().is_none_or(|columns| columns == 0) || is_separator {
             out.extend(character.escape_default());
+        } else if charset == Charset::Ascii {
+            charset::push_ascii(character, &mut out);
         } else {
             out.push(character);
         }
@@ -32,20 +38,19 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     if columns(text) <= width {
         return text.to_owned();
     }
+    let ellipsis = Charset::current().ellipsis();
+    let room = width.saturating_sub(columns(ellipsis));
     let mut out = String::new();
     let mut taken = 0;
     for character in text.chars() {
         let next = character.width().unwrap_or(0);
-        // One column is kept for the ellipsis.
-        if taken + next + 1 > width {
+        if taken + next > room {
             break;
         }
         taken += next;
         out.push(character);
     }
-    if taken < width {
-        out.push('…');
-    }
+    out.extend(ellipsis.chars().take(width.saturating_sub(taken)));
     out
 }
 
@@ -216,6 +221,16 @@ mod tests {
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcd", 1), "…");
         assert_eq!(cut("abcd", 0), "");
+    }
+
+    #[test]
+    fn in_ascii_nothing_else_is_left_and_widths_are_those_of_what_is_seen() {
+        let _ascii = Charset::Ascii.enter();
+        assert_eq!(harmless("−1 KiB héap\u{202e}"), r"-1 KiB h\u{e9}ap\u{202e}");
+        assert_eq!(harmless(&harmless("堆")), r"\u{5806}");
+        assert_eq!(cut("abcdefgh", 6), "abc...");
+        assert_eq!(cut("abcdefgh", 2), "..");
+        assert_eq!(cut("abc", 3), "abc");
     }
 
     #[test]

@@ -24,6 +24,19 @@ pub struct StepExplanation {
     pub terms: Vec<StepTerm>,
 }
 
+impl StepExplanation {
+    /// Of which only the reason is known.
+    pub(crate) fn plain(reason: StepReason) -> Self {
+        Self {
+            reason,
+            chunk_bytes: None,
+            request_min_bytes: None,
+            request_max_bytes: None,
+            terms: Vec::new(),
+        }
+    }
+}
+
 /// What a call of malloc's was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,9 +44,10 @@ pub struct StepExplanation {
 pub enum StepReason {
     /// The top was too small for a request: the break was raised (`sysmalloc`).
     Request,
-    /// A free joined so much at the top that it was more than the trim threshold (`systrim`).
+    /// As free trims: the top had reached the trim threshold, and the pad was kept (`systrim`). A malloc_trim(3) with the pad
+    /// as its argument does the same.
     TrimByFree,
-    /// malloc_trim(3) was called.
+    /// As only malloc_trim(3) trims, with whatever it was told to keep.
     MallocTrim,
     /// A chunk from the mmap threshold on: a mapping of its own.
     MappedChunk,
@@ -41,6 +55,8 @@ pub enum StepReason {
     UnmappedChunk,
     /// Such a chunk was freed, and as it was larger than the mmap threshold, that became its size.
     UnmappedChunkRaisedThreshold,
+    /// Such a chunk was reallocated, and its mapping with it; the request is the new one.
+    ResizedChunk,
     /// brk was refused, so the main arena goes on in a mapping.
     BreakRefused,
     /// Address space for a thread's arena, or a further heap of it.
@@ -97,6 +113,9 @@ pub enum StepTermKind {
     Alignment,
     /// As much as the old top had, which cannot be joined to what lies behind the gap.
     LostTop,
+    /// Up to what malloc maps at least where brk is refused (1 MiB, `MMAP_AS_MORECORE_SIZE`), with what the old top had,
+    /// which cannot be joined.
+    MappingRounding,
 }
 
 /// How many moves glibc's arithmetic explained.
@@ -107,7 +126,7 @@ pub struct Explained {
     pub break_requests: u64,
     /// Of these, those of which the chunk was known exactly at once; of earlier ones it may have become known later.
     pub break_requests_exact: u64,
-    /// Trims by free.
+    /// Trims as free makes them.
     pub trims_by_free: u64,
     /// Trims by malloc_trim.
     pub trims_by_malloc_trim: u64,
@@ -122,6 +141,18 @@ pub struct Explained {
     /// Moves of the break by which malloc made up for those of others.
     #[serde(default)]
     pub after_foreign_moves: u64,
+    /// Times that the end of a thread's arena was given back by madvise (`shrink_heap`): its size stays, its pages go.
+    #[serde(default)]
+    pub arena_shrinks: u64,
+    /// Bytes of address space that these calls named.
+    #[serde(default)]
+    pub arena_shrunk_bytes: u64,
+    /// Times that malloc_trim(3) gave back pages inside of free chunks by madvise (`mtrim`).
+    #[serde(default)]
+    pub malloc_trim_advices: u64,
+    /// Bytes of address space that these calls named.
+    #[serde(default)]
+    pub malloc_trim_advised_bytes: u64,
     /// Moves of the break that were not malloc's.
     pub not_malloc: u64,
     /// Moves of the break, seen with malloc at work, that its arithmetic does not explain.

@@ -256,6 +256,12 @@ pub struct SpaceReport {
     /// The address space from bottom to top at the last snapshot; empty when none could be taken, or for address
     /// spaces beyond the detailed ones.
     pub layout: Vec<LayoutSegment>,
+    /// Since when it was seen to be so; `null` when none was.
+    #[serde(default)]
+    pub layout_ns: Option<Timestamp>,
+    /// The same at snapshots before that one, earliest first, where it was another: at most sixteen of them, spread over time.
+    #[serde(default)]
+    pub earlier_layouts: Vec<LayoutMoment>,
     /// Largest sum of the heap below the break and of usable anonymous memory while observed; `null` when the break was never
     /// known.
     #[serde(default)]
@@ -448,6 +454,16 @@ pub struct TimelinePoint {
     /// was read included; `null` likewise.
     #[serde(default)]
     pub allocator_obtained_bytes: Option<u64>,
+}
+
+/// An address space at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LayoutMoment {
+    /// When.
+    pub time_ns: Timestamp,
+    /// From bottom to top.
+    pub segments: Vec<LayoutSegment>,
 }
 
 /// One stretch of an address space, as in the textbook picture.

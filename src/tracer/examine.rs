@@ -9,6 +9,7 @@ use super::attach;
 use super::attach::AttachError;
 use super::heap_source::LiveImage;
 use super::proc;
+use super::process_facts::process_memory;
 use super::short_stop::ShortStop;
 use super::sys;
 use crate::event::AllocatorRole;
@@ -167,6 +168,7 @@ impl Look {
             still: self.still,
             allocators,
             heaps,
+            memory: None,
             cost: ExaminationCost {
                 total_ns: nanoseconds(self.began.elapsed()),
                 stopped_ns: self.stopped.map(nanoseconds),
@@ -199,6 +201,8 @@ fn is_any_in_charge(allocators: &[RecognisedAllocator]) -> bool {
 #[derive(Debug)]
 pub(super) struct HalfExamined {
     began: Instant,
+    /// One of its threads.
+    tid: u32,
     image: LiveImage,
     allocators: Vec<RecognisedAllocator>,
     standing: Vec<Standing>,
@@ -214,7 +218,8 @@ impl HalfExamined {
             stopped: None,
             began: self.began,
         };
-        let examination = look.examination(&self.image, self.allocators, heaps, Vec::new());
+        let mut examination = look.examination(&self.image, self.allocators, heaps, Vec::new());
+        examination.memory = process_memory(self.tid);
         let tells = !examination.heaps.is_empty() || is_any_in_charge(&examination.allocators);
         tells.then(|| EventKind::HeapExamined(Box::new(examination)))
     }
@@ -249,6 +254,7 @@ impl Tracer {
         }
         Some(HalfExamined {
             began,
+            tid,
             image,
             allocators,
             standing,

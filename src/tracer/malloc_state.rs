@@ -8,6 +8,7 @@ use super::call::Finished;
 use super::heap_source::LiveImage;
 use super::stack::Walked;
 use super::sys;
+use crate::event::Advice;
 use crate::event::ArenaHeap;
 use crate::event::EventKind;
 use crate::event::MallocCall;
@@ -55,9 +56,11 @@ pub(super) struct MallocFacts {
 /// A call that may be malloc's.
 #[derive(Clone, Copy, Debug)]
 enum Concerned {
-    /// The break moved from here to there.
-    Break { before: u64, after: u64 },
-    /// Something happened at this address.
+    /// The break was to move from here to there.
+    Break { before: u64, wanted: u64 },
+    /// So much was opened at this address.
+    Opened { address: u64, bytes: u64 },
+    /// Something else happened at this address.
     Memory { address: u64 },
 }
 
@@ -71,9 +74,10 @@ impl Concerned {
             } => {
                 let before = before.unwrap_or(*after);
                 let is_refused = requested.0 != 0 && requested != after;
+                let wanted = if is_refused { requested } else { after };
                 (before != *after || is_refused).then_some(Self::Break {
                     before: before.0,
-                    after: after.0,
+                    wanted: wanted.0,
                 })
             }
             EventKind::Mmap { flags, result, .. } => {
@@ -88,14 +92,25 @@ impl Concerned {
                 .then_some(Self::Memory { address: address.0 }),
             EventKind::Mprotect {
                 address,
+                length,
                 protection,
                 result,
-                ..
             } => {
                 let opens =
                     protection.contains(Protection::READ) && protection.contains(Protection::WRITE);
-                (opens && result.is_done()).then_some(Self::Memory { address: address.0 })
+                (opens && result.is_done()).then_some(Self::Opened {
+                    address: address.0,
+                    bytes: *length,
+                })
             }
+            EventKind::Madvise {
+                address,
+                advice: Advice::DONTNEED,
+                result,
+                ..
+            } => result
+                .is_done()
+                .then_some(Self::Memory { address: address.0 }),
             EventKind::Mremap { result, .. } => result
                 .done()
                 .map(|address| Self::Memory { address: address.0 }),
@@ -143,8 +158,13 @@ impl Tracer {
             settings,
         });
         let call = match concerned {
-            Concerned::Break { before, after } => {
-                main_arena(tid, &image, &located, settings, before, after)
+            Concerned::Break { before, wanted } => {
+                main_arena(tid, &image, &located, settings, before, wanted)
+            }
+            Concerned::Opened { address, bytes } => {
+                let call = other_memory(&image, &located, settings, address)?;
+                let candidates = sizes_in_arena(tid, &image, &call, bytes);
+                Some(MallocCall { candidates, ..call })
             }
             Concerned::Memory { address } => {
                 Some(other_memory(&image, &located, settings, address)?)
@@ -187,7 +207,7 @@ fn main_arena(
     located: &Located,
     settings: Option<MallocSettings>,
     before: u64,
-    after: u64,
+    wanted: u64,
 ) -> Option<MallocCall> {
     let glance = heap_walk::glance(image, located, located.main_arena)?;
     let mut call = MallocCall {
@@ -198,14 +218,14 @@ fn main_arena(
         depth: None,
         candidates: Vec::new(),
     };
-    if after > before {
+    if wanted > before {
         let old_top = if glance.contiguous {
             glance.top_bytes
         } else {
             0
         };
         let most = settings.and_then(|settings| {
-            (after - before)
+            (wanted - before)
                 .checked_add(old_top)?
                 .checked_sub(settings.top_pad_bytes.checked_add(SMALLEST_CHUNK)?)
         });
@@ -243,6 +263,27 @@ fn candidates(tid: u32, from: u64, to: u64) -> Vec<SizeCandidate> {
         })
         .take(MOST_CANDIDATES)
         .collect()
+}
+
+/// Sizes of the chunk for which a thread's arena may have grown by so many bytes.
+fn sizes_in_arena(
+    tid: u32,
+    image: &LiveImage,
+    call: &MallocCall,
+    bytes: u64,
+) -> Vec<SizeCandidate> {
+    let most = call.heap.and_then(|heap| {
+        heap.arena?;
+        heap.opened_bytes
+            .checked_sub(heap.bytes)?
+            .checked_add(bytes)?
+            .checked_add(call.top_bytes)?
+            .checked_sub(SMALLEST_CHUNK)
+    });
+    most.map_or_else(Vec::new, |most| {
+        let page = heap_walk::Image::page_size(image);
+        candidates(tid, most.saturating_sub(page - 1), most)
+    })
 }
 
 /// The heap of another arena in which an address lies, or, where it lies in none, the main arena.

@@ -32,6 +32,11 @@ pub fn process_facts(pid: u32) -> Option<ProcessFacts> {
     })
 }
 
+/// Where a process, or that of a thread, has its memory now; `None` if it has none any more.
+pub(super) fn process_memory(pid: u32) -> Option<ProcessMemory> {
+    memory(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
 /// The first number of a line of a status file.
 fn number(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -16,6 +16,7 @@ use crate::support::not_here;
 use crate::support::number;
 use crate::support::python;
 use crate::support::skip;
+use crate::support::spare_locale;
 use crate::support::trace_unchecked;
 
 const COUNTED: [&str; 5] = ["brk", "mmap", "munmap", "mremap", "madvise"];
@@ -202,6 +203,8 @@ fn strace(strace: &Path, program: &[OsString], work: &Path) -> Account {
         "trace=brk,mmap,munmap,mremap,madvise,clone,clone3,fork,vfork,execve,execveat",
         "--",
     ]);
+    // Programs do more in some locales than in others.
+    spare_locale(&mut command);
     finish(command.args(program).current_dir(work)).expect_code(0);
     Reader::read(&fs::read_to_string(&log).unwrap())
 }

@@ -339,6 +339,33 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_runs() {
 }
 
 #[test]
+fn an_error_that_nobody_can_be_told_is_still_an_error() {
+    let nobody = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let refused = breaktrace()
+        .args(["attach", "999999999"])
+        .stderr(nobody())
+        .status()
+        .unwrap();
+    assert_eq!(refused.code(), Some(1));
+    let folder = folder();
+    let kept = folder.path().join("kept.json");
+    let ran = breaktrace()
+        .args(["run", "--events", "/dev/full", "-o"])
+        .arg(&kept)
+        .args(["--", "true"])
+        .stderr(nobody())
+        .status()
+        .unwrap();
+    assert_eq!(ran.code(), Some(125));
+    assert!(kept.exists());
+}
+
+#[test]
 fn a_full_disk_costs_the_record_and_not_the_program() {
     for options in [
         &["-q", "-o", "/dev/full", "--format", "json"][..],

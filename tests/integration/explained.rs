@@ -19,11 +19,7 @@ struct Told {
 }
 
 /// Runs the fixture under trace; what it said, and the moves that were recorded.
-fn steps_of(
-    mode: &str,
-    options: &[&str],
-    tunables: Option<&str>,
-) -> Option<(Vec<Told>, Vec<Step>)> {
+fn report_of(mode: &str, options: &[&str], tunables: Option<&str>) -> Option<(Vec<Told>, Report)> {
     let Some(program) = compile("malloc_steps", &["-g"]) else {
         skip("no C compiler");
         return None;
@@ -59,16 +55,49 @@ fn steps_of(
             }
         })
         .collect();
-    Some((told, moves(&report)))
+    Some((told, read(&report)))
+}
+
+/// The same, and of the moves those of the break.
+fn steps_of(
+    mode: &str,
+    options: &[&str],
+    tunables: Option<&str>,
+) -> Option<(Vec<Told>, Vec<Step>)> {
+    let (told, report) = report_of(mode, options, tunables)?;
+    let steps = report.main().unwrap().program_break.steps.kept.clone();
+    Some((told, steps))
+}
+
+/// The moves of anonymous memory for this reason.
+fn mapped_for(report: &Report, reason: StepReason) -> Vec<Step> {
+    let steps = &report.main().unwrap().anonymous.steps.kept;
+    let is_it = |step: &&Step| {
+        let found = step.explanation.as_ref();
+        found.is_some_and(|found| found.reason == reason)
+    };
+    steps.iter().filter(is_it).cloned().collect()
+}
+
+/// Each request that the program told of is the one that a step was for.
+fn expect_requests(told: &[Told], what: &str, steps: &[Step]) {
+    let told: Vec<&Told> = told.iter().filter(|told| told.what == what).collect();
+    assert!(told.len() > 9, "{told:?}");
+    assert_eq!(told.len(), steps.len(), "{told:?}: {steps:#?}");
+    expect_sums(steps);
+    for (told, step) in told.iter().zip(steps) {
+        let found = step.explanation.as_ref().unwrap();
+        let least = found.request_min_bytes.unwrap();
+        let most = found.request_max_bytes.unwrap();
+        assert!(
+            (least..=most).contains(&told.request),
+            "{told:?}: {step:#?}"
+        );
+    }
 }
 
 fn read(path: &std::path::Path) -> Report {
     breaktrace::report::from_json(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn moves(path: &std::path::Path) -> Vec<Step> {
-    let report = read(path);
-    report.main().unwrap().program_break.steps.kept.clone()
 }
 
 /// The sum of the terms is the move, always.
@@ -88,6 +117,10 @@ fn expect_sums(steps: &[Step]) {
 /// Each move that the program told of has the reason and the request that it told.
 fn expect_told(told: &[Told], steps: &[Step]) {
     expect_sums(steps);
+    // The C library's own, before the program begins, come first.
+    let all: i64 = steps.iter().map(|step| step.delta_bytes).sum();
+    let of_program: i64 = told.iter().map(|told| told.delta).sum();
+    assert_eq!(all, of_program, "{told:?}: {steps:#?}");
     let mut steps = steps.iter();
     for told in told {
         // One call of malloc may move the break twice.
@@ -134,10 +167,14 @@ fn expect_told(told: &[Told], steps: &[Step]) {
 
 /// How many requests are known to within the 16 sizes that share a chunk.
 fn exact(steps: &[Step]) -> (usize, usize) {
+    exact_of(steps, StepReason::Request)
+}
+
+fn exact_of(steps: &[Step], reason: StepReason) -> (usize, usize) {
     let requests = steps
         .iter()
         .filter_map(|step| step.explanation.as_ref())
-        .filter(|found| found.reason == StepReason::Request);
+        .filter(|found| found.reason == reason);
     let (mut exact, mut all) = (0, 0);
     for request in requests {
         all += 1;
@@ -183,6 +220,8 @@ fn a_pad_set_by_the_program_is_read_and_not_assumed() {
             .filter(|term| term.kind == StepTermKind::TopPad)
             .map(|term| term.bytes)
             .collect();
+        // A part of no bytes is not named.
+        assert_eq!(pads.is_empty(), pad == 0, "{mode}: {pads:?}");
         assert!(pads.iter().all(|bytes| *bytes == pad), "{mode}: {pads:?}");
     }
 }
@@ -198,6 +237,59 @@ fn tunables_are_read_in_the_process() {
         told.iter().all(|told| told.request < 65_536),
         "larger ones are mappings"
     );
+}
+
+#[test]
+fn a_trim_threshold_from_a_tunable_is_reached_when_malloc_says_so() {
+    let tunables = "glibc.malloc.trim_threshold=1000000";
+    let Some((told, steps)) = steps_of("trim_by_free", &[], Some(tunables)) else {
+        return;
+    };
+    expect_told(&told, &steps);
+    let trims: Vec<i64> = told
+        .iter()
+        .filter(|told| told.what == "free")
+        .map(|told| told.delta)
+        .collect();
+    assert!(!trims.is_empty(), "{told:?}");
+    assert!(trims.iter().all(|delta| *delta <= -800_000), "{trims:?}");
+}
+
+#[test]
+fn the_arena_of_a_thread_grows_for_the_requests_that_its_thread_told_of() {
+    let Some((told, report)) = report_of("thread", &[], None) else {
+        return;
+    };
+    let grown = mapped_for(&report, StepReason::ArenaGrew);
+    expect_requests(&told, "arena", &grown);
+    let (exact, all) = exact_of(&grown, StepReason::ArenaGrew);
+    assert!(exact * 10 >= all * 9, "{exact} of {all}");
+    assert_eq!(mapped_for(&report, StepReason::ArenaOpened).len(), 1);
+    let malloc = report.main().unwrap().malloc.as_ref().unwrap();
+    let explained = malloc.explained;
+    assert!(explained.arena_shrinks > 0, "{explained:?}");
+    // All of it but the first part went back, and malloc_trim was not called.
+    let grew: i64 = grown.iter().map(|step| step.delta_bytes).sum();
+    let shrank = i64::try_from(explained.arena_shrunk_bytes).unwrap();
+    assert!(
+        shrank <= grew + 135_168 && shrank > grew / 2,
+        "{explained:?}"
+    );
+    assert_eq!(explained.malloc_trim_advices, 0);
+}
+
+#[test]
+fn where_brk_is_refused_the_mappings_are_explained_by_the_requests() {
+    let Some((told, report)) = report_of("refused", &[], None) else {
+        return;
+    };
+    let mapped = mapped_for(&report, StepReason::BreakRefused);
+    expect_requests(&told, "refused", &mapped);
+    // mallinfo2 of the program saw the arena grow by the same bytes.
+    let told = told.iter().filter(|told| told.what == "refused");
+    for (told, step) in told.zip(&mapped) {
+        assert_eq!(told.delta, step.delta_bytes, "{told:?}: {step:#?}");
+    }
 }
 
 #[test]
@@ -232,11 +324,20 @@ fn moves_by_the_program_itself_are_not_mallocs() {
 
 #[test]
 fn a_raised_mmap_threshold_brings_large_blocks_to_the_break() {
-    let Some((told, steps)) = steps_of("threshold", &[], None) else {
+    let Some((told, report)) = report_of("threshold", &[], None) else {
         return;
     };
     assert!(told.iter().any(|told| told.request == 300_000), "{told:?}");
-    expect_told(&told, &steps);
+    expect_told(&told, &report.main().unwrap().program_break.steps.kept);
+    let mapped = mapped_for(&report, StepReason::MappedChunk);
+    let freed = mapped_for(&report, StepReason::UnmappedChunkRaisedThreshold);
+    assert_eq!((mapped.len(), freed.len()), (1, 1), "{mapped:#?}{freed:#?}");
+    expect_sums(&mapped);
+    expect_sums(&freed);
+    let found = mapped[0].explanation.as_ref().unwrap();
+    let (least, most) = (found.request_min_bytes, found.request_max_bytes);
+    assert!((least..=most).contains(&Some(300_000)), "{found:?}");
+    assert_eq!(mapped[0].delta_bytes, -freed[0].delta_bytes);
 }
 
 #[test]
@@ -250,7 +351,18 @@ fn no_move_of_programs_that_others_wrote_is_left_unexplained() {
     .unwrap();
     let object = folder.path().join("h.o");
     let gcc = format!("gcc -O1 -c {} -o {}", source.display(), object.display());
-    let programs: [&[&str]; 5] = [
+    let programs: [&[&str]; 6] = [
+        &[
+            "git",
+            "-c",
+            "safe.directory=*",
+            "-C",
+            env!("CARGO_MANIFEST_DIR"),
+            "log",
+            "--stat",
+            "-n",
+            "200",
+        ],
         &[
             "/usr/bin/python3",
             "-c",

@@ -63,6 +63,41 @@ fn the_page_says_what_the_report_says() {
 }
 
 #[test]
+fn the_address_space_is_that_of_the_cursors_time() {
+    let Some(mut browser) = browser() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let program = "import time, mmap\nkeep = []\nfor i in range(6):\n  keep.append(mmap.mmap(-1, 33 << 20,         flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))\n  time.sleep(0.06)\n";
+    let (page, report) = recorded(&folder, &["--every", "50ms"], &["python3", "-c", program]);
+    let space = report.main().unwrap();
+    assert!(
+        space.earlier_layouts.len() > 1,
+        "{:#?}",
+        space.earlier_layouts
+    );
+    open(&mut browser, &page);
+    assert!(browser.text("#mapwhen").contains("at the end"));
+    let hover = |share: f64| {
+        format!(
+            "(() => {{ const box = document.getElementById('chart'), r = box.getBoundingClientRect(); \
+             box.dispatchEvent(new PointerEvent('pointermove', {{clientX: r.left + r.width * {share}, clientY: r.top + 50, \
+             bubbles: true, pointerId: 1}})); return 1; }})()"
+        )
+    };
+    browser.evaluate(&hover(0.35));
+    let early = browser.text("#mapwhen");
+    let drawn = browser.text("#map");
+    browser.evaluate(&hover(0.9));
+    let late = browser.text("#mapwhen");
+    assert!(early.contains("as at the snapshot at"), "{early}");
+    assert_ne!(early, late);
+    assert_ne!(drawn, browser.text("#map"));
+    // What was in use at the cursor stands beside it.
+    assert!(browser.text("#allocwhen").contains("in use"));
+}
+
+#[test]
 fn a_step_that_is_clicked_shows_its_stack_and_its_arithmetic() {
     let Some(mut browser) = browser() else {
         return;

@@ -46,6 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "render",
         &["units", "stats_page", "event", "symbols", "report"],
     ),
+    ("tui", &["units", "event", "report", "render"]),
     ("demo", &["units", "event", "report", "tracer", "render"]),
     (
         "cli",
@@ -62,6 +63,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "report",
             "render",
             "demo",
+            "tui",
         ],
     ),
 ];

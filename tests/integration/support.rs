@@ -55,7 +55,26 @@ pub(crate) fn can_fix_addresses() -> bool {
 
 /// The program under test.
 pub(crate) fn breaktrace() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_breaktrace"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_breaktrace"));
+    spare_locale(&mut command);
+    command
+}
+
+/// What decides about characters.
+pub(crate) const LOCALE: [&str; 3] = ["LC_ALL", "LC_CTYPE", "LANG"];
+
+/// Takes a locale away that is not UTF-8, so that text in pipes and files is the same on every machine.
+pub(crate) fn spare_locale(command: &mut Command) {
+    let chosen = LOCALE
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find(|locale| !locale.is_empty());
+    let is_utf8 = |locale: &String| locale.to_lowercase().replace('-', "").contains("utf8");
+    if chosen.is_some_and(|locale| !is_utf8(&locale)) {
+        for name in LOCALE {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// A fixture that Cargo built as an example.

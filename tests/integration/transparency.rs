@@ -19,6 +19,7 @@ use crate::support::not_here;
 use crate::support::number;
 use crate::support::send;
 use crate::support::skip;
+use crate::support::spare_locale;
 use crate::support::stop;
 use crate::support::wait_until_idle;
 use crate::support::wait_until_stopped;
@@ -38,7 +39,10 @@ fn nothing() -> std::io::Result<()> {
 }
 
 fn plain(program: &Path, arguments: &[&str], prepare: Prepare) -> Ended {
-    finish(prepared(Command::new(program).args(arguments), prepare))
+    let mut command = Command::new(program);
+    // As under breaktrace.
+    spare_locale(&mut command);
+    finish(prepared(command.args(arguments), prepare))
 }
 
 fn under(options: &[&str], program: &Path, arguments: &[&str], prepare: Prepare) -> Ended {
@@ -302,6 +306,7 @@ fn variables_are_added_and_the_others_stay() {
         .arg(&program);
     let traced = finish(&mut command);
     let mut direct = Command::new(&program);
+    spare_locale(&mut direct);
     let plain = finish(direct.env("BREAKTRACE_NEW", "a=b").env("HOME", ""));
     let environment = |ended: &Ended| {
         let mut lines: Vec<_> = ended

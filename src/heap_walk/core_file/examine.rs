@@ -31,6 +31,7 @@ impl CoreFile {
             still: true,
             allocators: heap_walk::recognise(self, &located),
             heaps,
+            memory: None,
             cost: ExaminationCost {
                 total_ns: u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
                 stopped_ns: None,

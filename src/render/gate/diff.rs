@@ -28,6 +28,7 @@ const FEW_STEPS: usize = 10;
 /// Shows what changed; `verbose` shows what did not as well.
 #[must_use]
 pub fn diff(diff: &RecordingDiff, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     page.entry(Tone::Strong, "before  ", &side(&diff.before));
     page.entry(Tone::Strong, "after   ", &side(&diff.after));

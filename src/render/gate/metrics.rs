@@ -13,6 +13,7 @@ use crate::report::gate::MetricUnit;
 /// The list for people.
 #[must_use]
 pub fn metrics(options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     let widest = METRICS
         .iter()

@@ -24,6 +24,7 @@ const FEW_PATHS: usize = 6;
 /// Shows a judgement: what fails first, what is as it was in one line. `verbose` shows all metrics.
 #[must_use]
 pub fn judgement(judgement: &Judgement, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     heading(&mut page, judgement);
     table(&mut page, judgement);
@@ -243,6 +244,7 @@ pub(super) fn how_it_should_have_ended(outcome: Outcome) -> String {
 /// What an update of a baseline changes: old and new value by the metric's name.
 #[must_use]
 pub fn update(changes: &[(String, Option<u64>, Option<u64>)], options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     if changes.is_empty() {
         page.push(Tone::Plain, "nothing changed");

@@ -23,6 +23,7 @@ const LISTED_CLASSES: usize = 8;
 /// A look in one line, with what changed since the one before it; the first under a heading. Ends with a newline.
 #[must_use]
 pub fn heap_look(look: &HeapLook, previous: Option<&HeapLook>, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let sums = &look.sums;
     let before = previous.map(|look| &look.sums);
     let mut line = Line::of(

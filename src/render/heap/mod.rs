@@ -30,6 +30,7 @@ const LONGEST_COMMAND: usize = 60;
 /// Writes what was found; ends with a newline.
 #[must_use]
 pub fn heap(document: &HeapDocument, options: TextOptions) -> String {
+    let _charset = options.charset.enter();
     let mut page = Page::new(options);
     headlines(&mut page, document);
     let examination = &document.examination;

@@ -7,6 +7,7 @@ use super::*;
 use crate::event::AllocatorRole;
 use crate::event::MappedChunks;
 use crate::event::ProcessMemory;
+use crate::render::Charset;
 use crate::render::tests::compare;
 use crate::report::HeapLooks;
 use crate::report::HeapMoment;
@@ -186,6 +187,7 @@ fn text(document: &HeapDocument, width: usize, verbose: bool) -> String {
     let options = TextOptions {
         width,
         color: false,
+        charset: Charset::Unicode,
         verbose,
     };
     super::heap(document, options)
@@ -236,6 +238,7 @@ fn colour_changes_nothing_but_colour() {
     let options = TextOptions {
         width: 80,
         color: true,
+        charset: Charset::Unicode,
         verbose: false,
     };
     let colored = super::heap(&retained(), options);

@@ -361,9 +361,12 @@
   // ---- address space
   const KINDS = {text: ["program's code", "--sum"], data: ["initialized data", "--sum"], bss: ["zeroed data", "--sum"], heap: ["heap, up to the break", "--break"], gap: ["nothing is mapped", ""], files: ["libraries and files", "--obtained"], anonymous: ["anonymous memory", "--mapped"], shared: ["shared memory", "--used"], stack: ["main stack", "--resident"], kernel: ["the kernel's", "--faint"]};
   const map = t => {
-    const box = clear($("map")), layout = space().layout;
-    const p = t === null ? null : at(space().timeline.points, t);
-    $("mapwhen").textContent = p ? `heap and mappings at ${time(t)}; the rest at the end` : "at the end, high addresses on top; the scale is logarithmic";
+    composition(t);
+    const s = space(), box = clear($("map"));
+    const p = t === null ? null : at(s.timeline.points, t);
+    const shown = p ? at([...s.earlier_layouts, {time_ns: s.layout_ns ?? 0, segments: s.layout}], t) || s.earlier_layouts[0] || {time_ns: s.layout_ns, segments: s.layout} : {time_ns: s.layout_ns, segments: s.layout};
+    const layout = shown.segments;
+    $("mapwhen").textContent = p ? `as at the snapshot at ${time(shown.time_ns)}; the heap as at ${time(t)}` : "at the end, high addresses on top; the scale is logarithmic";
     if (!layout.length) { box.append(el("p", {class: "none"}, "no snapshot of it was taken")); return; }
     const sizes = layout.map(s => s.kind === "heap" && p ? p.break_bytes : s.bytes);
     const heights = layout.map((s, n) => s.kind === "gap" ? 26 : 16 + 5 * Math.log2(1 + sizes[n] / 4096));
@@ -387,6 +390,17 @@
   };
 
   // ---- allocator
+  // What the readings before the cursor's time say: in use, and obtained but not in use.
+  const composition = t => {
+    const box = clear($("allocwhen"));
+    if (t === null) return;
+    const p = space().timeline.points.findLast(p => p.time_ns <= t && p.allocator_in_use_bytes !== null && p.allocator_obtained_bytes !== null);
+    if (!p) return;
+    const rest = Math.max(0, p.allocator_obtained_bytes - p.allocator_in_use_bytes);
+    const bar = el("div", {class: "stack", role: "img", "aria-label": "composition at the cursor"});
+    for (const [name, value, colour] of [["in use", p.allocator_in_use_bytes, "--used"], ["overhead and free", rest, "--mapped"]]) { const part = el("div", {title: `${name}: ${bytes(value)}`}); part.style.width = `${value / Math.max(1, p.allocator_obtained_bytes) * 100}%`; part.style.background = `var(${colour})`; bar.append(part); }
+    box.append(el("p", {}, `at the reading at ${time(p.time_ns)}: ${bytes(p.allocator_in_use_bytes)} in use, ${bytes(rest)} overhead and free, of ${bytes(p.allocator_obtained_bytes)}`), bar);
+  };
   const alloc = () => {
     const box = clear($("alloc")), allocator = space().allocator;
     if (!allocator || !allocator.last) {

@@ -188,7 +188,8 @@ impl Subject {
             metrics: measurements([&Measured::of_heap(document).whole].into_iter()),
             programs: BTreeMap::new(),
             paths: BTreeMap::new(),
-            has_threads: document.target.threads.is_some_and(|threads| threads > 1),
+            // A look is no run that could be repeated.
+            has_threads: false,
         }
     }
 }

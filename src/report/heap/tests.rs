@@ -175,6 +175,7 @@ pub(crate) fn examination(heaps: Vec<GlibcHeap>) -> HeapExamination {
         still: false,
         allocators: Vec::new(),
         heaps,
+        memory: None,
         cost: ExaminationCost {
             total_ns: 47_300_000,
             stopped_ns: Some(1_100_000),
@@ -271,6 +272,17 @@ fn a_heap_that_is_a_small_part_of_the_process_is_not_the_story() {
         verdict.evidence[0].contains("76 MiB anonymous memory outside of it"),
         "{verdict:?}"
     );
+    assert_eq!(
+        kind(&heap, Some(memory(16 * MIB, 8 * MIB))),
+        HeapVerdictKind::Retained
+    );
+}
+
+#[test]
+fn what_an_examination_says_of_the_process_counts_where_nobody_else_says_it() {
+    let mut heap = one_arena(figures(MIB, 0, 2 * MIB, MIB, 3 * MIB, 0));
+    heap.memory = Some(memory(100 * MIB, 80 * MIB));
+    assert_eq!(kind(&heap, None), HeapVerdictKind::Elsewhere);
     assert_eq!(
         kind(&heap, Some(memory(16 * MIB, 8 * MIB))),
         HeapVerdictKind::Retained

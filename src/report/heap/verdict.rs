@@ -98,8 +98,8 @@ struct Case<'a> {
 }
 
 impl HeapVerdict {
-    /// Judges an examination. `memory` says where the process has its memory, if that is known; `pid` makes advice ready
-    /// to be typed.
+    /// Judges an examination. `memory` says where the process has its memory, if that is known and the examination does not
+    /// say it itself; `pid` makes advice ready to be typed.
     #[must_use]
     pub fn of(
         examination: &HeapExamination,
@@ -118,7 +118,7 @@ impl HeapVerdict {
     ) -> Self {
         let case = Case {
             examination,
-            memory,
+            memory: memory.or(examination.memory.as_ref()),
             sums: HeapSums::of(examination),
             pid: pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string()),
             is_compared,
