@@ -4,6 +4,7 @@ use super::Image;
 use super::layout::ArenaLayout;
 use super::layout::BINS;
 use super::layout::FAST_BINS;
+use super::layout::HEAP_HEADER_BYTES;
 use super::layout::HeapHeader;
 use super::layout::Located;
 use crate::mapping::Mapping;
@@ -47,7 +48,8 @@ pub(super) struct ArenaState {
     /// The size that the top says of itself, where it makes no sense: a thread stands between the two writes with which a chunk
     /// is cut from it (malloc.c, `use_top`), or somebody overwrote it. Then `top_bytes` reach to the end of its memory.
     pub(super) odd_top_size: Option<u64>,
-    /// What makes no sense in it: of the main arena only, as others are not taken for arenas then.
+    /// What makes no sense in it: somebody overwrote it, or a thread stands in the midst of changing it. Of arenas only that
+    /// are known to be some: the main one, which is where it was found, and those to which their own heap leads back.
     pub(super) flaw: Option<&'static str>,
     pub(super) next: u64,
     pub(super) attached_threads: u64,
@@ -82,16 +84,16 @@ impl ArenaState {
         let is_main = address == located.main_arena;
         let system_bytes = word(layout.system_mem());
         let max_system_bytes = word(layout.max_system_mem());
-        // Where there is no top, its 0 bytes end nowhere.
-        let memory_end = if is_initial {
-            Some(top)
+        // Where the top's memory ends, and its size word. Where there is no top, its 0 bytes end nowhere.
+        let said = if is_initial {
+            Some((top, 0))
         } else {
-            end_of_writable(image, top).filter(|_| top.is_multiple_of(CHUNK_ALIGNMENT))
+            end_of_writable(image, top)
+                .filter(|_| top.is_multiple_of(CHUNK_ALIGNMENT))
+                .zip(image.word(top.wrapping_add(8)))
         };
-        let top_bytes = match memory_end {
-            Some(_) if !is_initial => image.word(top.checked_add(8)?)? & !SIZE_FLAGS,
-            _ => 0,
-        };
+        let memory_end = said.map(|(end, _)| end);
+        let top_bytes = said.map_or(0, |(_, size)| size & !SIZE_FLAGS);
         let makes_sense = |bytes: u64| {
             bytes.is_multiple_of(CHUNK_ALIGNMENT)
                 && bytes <= system_bytes
@@ -102,8 +104,9 @@ impl ArenaState {
         let (top_bytes, odd_top_size) = if makes_sense(top_bytes) {
             (top_bytes, None)
         } else {
-            let end = end_of_memory(image, top, is_main)?;
-            (end.checked_sub(top)?, Some(top_bytes))
+            let end = end_of_memory(image, top, is_main);
+            let bytes = end.and_then(|end| end.checked_sub(top));
+            (bytes.unwrap_or(top_bytes), Some(top_bytes))
         };
         let flaw = if memory_end.is_none() {
             Some("its top lies in no memory that chunks may be in")
@@ -130,14 +133,24 @@ impl ArenaState {
             system_bytes,
         };
         // The main arena is where it was found; others are where a word leads, which may be anywhere.
-        let is_one = (is_main || flaw.is_none()) && word(layout.bins()) != 0;
-        is_one.then_some(state)
+        let is_one = is_main || flaw.is_none() || lies_in_own_heap(image, address);
+        (is_one && word(layout.bins()) != 0).then_some(state)
     }
 
     /// The address behind the top.
     pub(super) fn end(&self) -> u64 {
         self.top.wrapping_add(self.top_bytes)
     }
+}
+
+/// Whether an arena that is not the main one lies at the beginning of a heap that is its own.
+fn lies_in_own_heap(image: &dyn Image, address: u64) -> bool {
+    HEAP_HEADER_BYTES.iter().any(|bytes| {
+        address
+            .checked_sub(*bytes)
+            .and_then(|base| HeapHeader::read(image, base))
+            .is_some_and(|header| header.arena == address && header.previous == 0)
+    })
 }
 
 /// Where the memory ends that a top lies in: the heap below the break, or the heap of a thread's arena.

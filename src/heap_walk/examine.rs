@@ -21,6 +21,7 @@ use super::locate;
 use super::mapped;
 use super::mapped::Expected;
 use super::mapped::MappedFound;
+use super::renewed::Renewed;
 use super::sums::add;
 use super::sums::arena_of;
 use super::sums::bytes_of;
@@ -167,7 +168,7 @@ pub(super) fn examine_within(
     let examiner = Examiner {
         image,
         standing,
-        freed,
+        freed: &freed,
         in_vain,
     };
     let walked: Vec<Walked> = standing
@@ -187,7 +188,7 @@ pub(super) fn examine_within(
 pub(super) struct Examiner<'a> {
     pub(super) image: &'a dyn Image,
     pub(super) standing: &'a Standing,
-    pub(super) freed: FreedChunks,
+    pub(super) freed: &'a FreedChunks,
     /// Bytes that may be looked at in vain, for each walk through an arena.
     pub(super) in_vain: u64,
 }
@@ -202,11 +203,13 @@ impl Examiner<'_> {
             && (walked.problem.is_some() || walked.covered != walked.state.system_bytes)
         {
             attempts += 1;
-            let Some(state) = ArenaState::read(self.image, state.address, &self.standing.located)
-            else {
+            // It may have grown beyond the memory that we knew of.
+            let renewed = Renewed::of(self.image);
+            let image = renewed.as_ref().map_or(self.image, |image| image);
+            let Some(state) = ArenaState::read(image, state.address, &self.standing.located) else {
                 break;
             };
-            walked = self.arena(&state);
+            walked = Examiner { image, ..*self }.arena(&state);
         }
         walked
     }
@@ -220,7 +223,11 @@ impl Examiner<'_> {
         walked.ranges.sort_unstable();
         if let Some(flaw) = state.flaw {
             // What was found on the way follows from it.
-            walked.problem = Some(format!("the main arena makes no sense: {flaw}"));
+            walked.problem = Some(if state.is_main {
+                format!("the main arena makes no sense: {flaw}")
+            } else {
+                format!("the arena at {:#x} makes no sense: {flaw}", state.address)
+            });
         }
         if let Some(size) = state.odd_top_size {
             let top = state.top;
@@ -293,7 +300,7 @@ impl Examiner<'_> {
             walked.segments += 1;
             walked.ranges.push((heap.start, heap.end));
             let stretch = self.stretch(state, heap.first_chunk, heap.end);
-            let (found, how) = walk::walk(self.image, stretch, &self.freed);
+            let (found, how) = walk::walk(self.image, stretch, self.freed);
             let header = heap.first_chunk.saturating_sub(heap.start);
             let bytes = bytes_of(&found, state, how == End::Top);
             match how {

@@ -131,6 +131,8 @@ pub(super) struct HeapHeader {
     pub(super) opened: u64,
 }
 
+/// Bytes of a `heap_info`: before 2.35, and since, when it keeps its page size too.
+pub(super) const HEAP_HEADER_BYTES: [u64; 2] = [0x20, 0x30];
 /// Bytes of a heap where no huge pages are asked for: `HEAP_MAX_SIZE` of 64-bit programs.
 pub(super) const HEAP_MAX: u64 = 64 << 20;
 
@@ -154,11 +156,13 @@ impl HeapHeader {
         (header.size <= header.opened && header.arena != 0).then_some(header)
     }
 
-    /// Bytes of the structure: 48 since 2.35, which tell by where the arena's own structure lies behind it.
+    /// Bytes of the structure, told by where the arena's own structure lies behind it.
     pub(super) fn header_bytes(&self, arena: u64, heap_max: u64) -> u64 {
-        match arena & (heap_max - 1) {
-            0x20 => 0x20,
-            _ => 0x30,
+        let [old, new] = HEAP_HEADER_BYTES;
+        if arena & (heap_max - 1) == old {
+            old
+        } else {
+            new
         }
     }
 }

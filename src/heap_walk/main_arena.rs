@@ -88,7 +88,7 @@ impl Examiner<'_> {
         walked.covered = walked.covered.saturating_add(at - base);
         for _ in 0..MOST_STRETCHES {
             let stretch = self.stretch(&walked.state, at, end);
-            let (found, how) = walk::walk(self.image, stretch, &self.freed);
+            let (found, how) = walk::walk(self.image, stretch, self.freed);
             walked.segments += 1;
             let walked_bytes = bytes_of(&found, &walked.state, how == End::Top);
             walked.covered = walked.covered.saturating_add(walked_bytes);
@@ -193,7 +193,7 @@ impl Examiner<'_> {
             end
         };
         let stretch = self.stretch(&walked.state, at, stretch_end);
-        let (found, how) = walk::walk(self.image, stretch, &self.freed);
+        let (found, how) = walk::walk(self.image, stretch, self.freed);
         let behind = match how {
             End::Top => walked.state.end(),
             End::Fence(behind) => behind,

@@ -19,6 +19,7 @@ mod mapped;
 mod others;
 mod pages;
 mod parameters;
+mod renewed;
 mod sums;
 #[cfg(test)]
 mod synthetic;
@@ -58,6 +59,12 @@ use crate::mapping::Mapping;
 pub trait Image {
     /// Its mappings, in order.
     fn mappings(&self) -> &[Mapping];
+
+    /// Its mappings as they are by now, where a program that runs may have changed them since; `None` where it cannot have, or
+    /// it cannot be told.
+    fn mappings_by_now(&self) -> Option<Vec<Mapping>> {
+        None
+    }
 
     /// Reads memory at `address`; returns how many bytes could be read, from the first on.
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize;

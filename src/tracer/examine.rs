@@ -29,7 +29,8 @@ use crate::heap_walk::Standing;
 const EXACT_LOOKS: u32 = 6;
 /// Further looks at what was odd while the program ran.
 const CONFIRMING_LOOKS: u32 = 2;
-/// The program runs at least so long between two of them.
+/// The program runs at least so long between two of them; the longer the more there were, since on a busy machine a thread
+/// that stood in the middle of malloc may have to wait for a processor before it gets on.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 
 /// Looks through the heap of process `pid` (or of the process with that thread). It stands still for some milliseconds,
@@ -51,8 +52,8 @@ pub fn examine_process(pid: u32, exact: bool) -> Result<HeapExamination, AttachE
         if looks == EXACT_LOOKS || !is_anything_odd(&examination) {
             return Ok(examination);
         }
+        thread::sleep(BETWEEN_LOOKS * 2_u32.pow(looks - 1));
         looks += 1;
-        thread::sleep(BETWEEN_LOOKS);
     }
 }
 

@@ -123,19 +123,12 @@ impl LiveImage {
 
     /// Reads the mappings again, as the process has run since. Returns whether they could be read.
     pub fn refresh(&mut self) -> bool {
-        let threads = std::iter::once(self.tid.get()).chain(self.other_threads());
-        for tid in threads {
-            match mapping::read(tid) {
-                Ok(mappings) if !mappings.is_empty() => {
-                    self.tid.set(tid);
-                    self.mappings = mappings;
-                    self.lazily_free = OnceCell::new();
-                    return true;
-                }
-                _ => {}
-            }
-        }
-        false
+        let Some(mappings) = self.mappings_by_now() else {
+            return false;
+        };
+        self.mappings = mappings;
+        self.lazily_free = OnceCell::new();
+        true
     }
 
     /// Whether this memory is no more: the process has ended, or runs another program. `false` also when that cannot be
@@ -331,6 +324,20 @@ fn lazily_free_within(mappings: &[LazilyFree], start: u64, end: u64) -> Option<u
 impl Image for LiveImage {
     fn mappings(&self) -> &[Mapping] {
         &self.mappings
+    }
+
+    fn mappings_by_now(&self) -> Option<Vec<Mapping>> {
+        let threads = std::iter::once(self.tid.get()).chain(self.other_threads());
+        for tid in threads {
+            match mapping::read(tid) {
+                Ok(mappings) if !mappings.is_empty() => {
+                    self.tid.set(tid);
+                    return Some(mappings);
+                }
+                _ => {}
+            }
+        }
+        None
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize {

@@ -519,12 +519,14 @@ fn looks_at_a_heap_that_changes_all_the_time_never_fail() {
         // Three threads hold 4000 blocks each all the time, but for those that they are about to exchange.
         let chunks = number(total, "in_use_chunks");
         if options.is_empty() {
-            // Where a chain broke, the rest of an arena was not found, and is told as such.
+            // Where a chain broke, the rest of an arena was not found, and is told as such. Of less than half of the memory
+            // nothing follows for the number of chunks.
             let system = number(total, "system_bytes");
             let missing = number(total, "not_found_bytes");
             let share = 12_000 * (system - missing) / system;
+            let least = if share < 6_000 { 0 } else { share / 2 };
             assert!(
-                (share / 2..14_000).contains(&chunks),
+                (least..14_000).contains(&chunks),
                 "{missing} of {system} missing: {total:#}"
             );
         } else {

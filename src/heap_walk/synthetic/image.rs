@@ -77,6 +77,8 @@ pub(super) struct Memory {
     pub(super) version: Version,
     mappings: Vec<Mapping>,
     pieces: Vec<(u64, Vec<u8>)>,
+    /// What the reader knows of the mappings, where that is older than these.
+    pub(super) known_mappings: Option<Vec<Mapping>>,
     reads: Cell<u64>,
     read_bytes: Cell<u64>,
     /// The main arena, and a thread's.
@@ -91,7 +93,11 @@ pub(super) struct Memory {
 
 impl Image for Memory {
     fn mappings(&self) -> &[Mapping] {
-        &self.mappings
+        self.known_mappings.as_ref().unwrap_or(&self.mappings)
+    }
+
+    fn mappings_by_now(&self) -> Option<Vec<Mapping>> {
+        self.known_mappings.as_ref().map(|_| self.mappings.clone())
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
@@ -210,6 +216,7 @@ impl Memory {
             version,
             mappings: Vec::new(),
             pieces: Vec::new(),
+            known_mappings: None,
             reads: Cell::new(0),
             read_bytes: Cell::new(0),
             counted: Default::default(),

@@ -18,6 +18,7 @@ use self::image::SHAPES;
 use self::image::Shape;
 use self::image::Use;
 use self::versions::VERSIONS;
+use super::Image;
 use super::Located;
 use super::examine::examine_within;
 use super::examine::stand;
@@ -213,8 +214,52 @@ fn a_top_outside_of_the_heap_is_told() {
             let mut memory = Memory::new(version, Shape::Plain);
             memory.put(memory.thread_arena + version.top, top);
             let heap = walk(&memory, &located, true).expect("a heap");
-            assert_fails(&memory, &heap, RING, "cannot be read, or makes no sense");
+            assert_fails(&memory, &heap, SUMS, "its top lies in no memory");
         }
+    }
+}
+
+#[test]
+fn a_heap_that_has_grown_since_its_mappings_were_read_is_walked_through_whole() {
+    for version in VERSIONS {
+        let mut memory = Memory::new(version, Shape::Plain);
+        let located = located(&memory);
+        let standing = stand(&memory, &located, Some(&POINTERS)).expect("a heap");
+        let mut known = memory.mappings().to_vec();
+        for mapping in &mut known {
+            for top in memory.tops {
+                if (mapping.start.0..mapping.end.0).contains(&top) {
+                    mapping.end.0 = mapping.start.0 + PAGE;
+                }
+            }
+        }
+        memory.known_mappings = Some(known);
+        let heap = examine_within(&memory, standing, false, IN_VAIN);
+        assert_eq!(odd(&heap), [0; 0], "{}: {:#?}", version.name, heap.checks);
+        let found: Vec<Counted> = heap.arenas.iter().map(counted).collect();
+        assert_eq!(found, memory.counted);
+    }
+}
+
+#[test]
+fn an_arena_that_makes_no_sense_while_its_lock_is_held_may_be_in_the_midst_of_a_change() {
+    for version in VERSIONS {
+        let mut memory = Memory::new(version, Shape::Plain);
+        let located = located(&memory);
+        // As glibc leaves it while it gives a heap back: the top lies in the heap that has gone.
+        memory.put(memory.thread_arena + version.top, ELSEWHERE);
+        memory.put_small(memory.thread_arena, 4, 1);
+        let heap = walk(&memory, &located, true).expect("a heap");
+        assert_eq!(heap.checks[RING].outcome, CheckOutcome::Holds);
+        assert_eq!(heap.checks[SUMS].outcome, CheckOutcome::Moving);
+        // More than it ever had, for a moment: `system_mem` is raised before `max_system_mem`.
+        let mut memory = Memory::new(version, Shape::Plain);
+        let most = memory.thread_arena + version.system_mem + 8;
+        memory.put(most, memory.word_at(most) - PAGE);
+        memory.put_small(memory.thread_arena, 4, 1);
+        let heap = walk(&memory, &located, true).expect("a heap");
+        assert_eq!(heap.checks[SUMS].outcome, CheckOutcome::Moving);
+        assert_eq!(heap.total.not_found_bytes, 0);
     }
 }
 
@@ -260,11 +305,18 @@ fn bytes_that_no_kernel_gave_do_not_add_up() {
     }) {
         assert_fails(&memory, &heap, SUMS, "its top holds more than it obtained");
     }
-    // Another arena with less than its top has is none.
     for (memory, heap) in damaged(Shape::Plain, |memory| {
         memory.put(memory.thread_arena + memory.version.system_mem, 0);
     }) {
-        assert_fails(&memory, &heap, RING, "makes no sense");
+        assert_fails(&memory, &heap, SUMS, "its top holds more than it obtained");
+    }
+    // An arena to which its heap does not lead back is none.
+    for (memory, heap) in damaged(Shape::Plain, |memory| {
+        memory.put(memory.thread_arena + memory.version.system_mem, 0);
+        let header = memory.thread_arena - memory.version.heap_info;
+        memory.put(header, ELSEWHERE);
+    }) {
+        assert_fails(&memory, &heap, RING, "cannot be read, or makes no sense");
     }
     // In both arenas, the sum is more than can be.
     for (memory, heap) in damaged(Shape::Plain, |memory| {
