@@ -22,53 +22,54 @@ use crate::tracer::Allocator;
 
 const EXAMPLES: &str = "\
 Examples:
-  breaktrace run -- python3 build.py            trace a program; the report comes on stderr
-  breaktrace run -o heap.json -- make -j4       the report as JSON, children included
-  breaktrace run --events e.jsonl -- ./main     every event, as it happens: tail -f, jq
-  breaktrace run --allocator bundled -- ./main  run it on breaktrace's malloc, which tells what it does
-  breaktrace compare -- ./main                  on the system's malloc and on breaktrace's, side by side
-  breaktrace attach $(pidof redis-server)       join a running process; Ctrl-C lets it go
+  breaktrace run -- python3 build.py            what moved the break, on stderr
+  breaktrace run -o heap.json -- make -j4       as JSON, children included
+  breaktrace run --events e.jsonl -- ./main     each event, as it happens
+  breaktrace run --allocator bundled -- ./main  on breaktrace's own malloc
+  breaktrace compare -- ./main                  the system's malloc beside it
+  breaktrace attach $(pidof redis-server)       join it; Ctrl-C lets it go
   breaktrace attach --duration 10s 4242         watch it for ten seconds
-  breaktrace heap 4242                          leak, or kept by malloc? one look from outside
-  breaktrace report -o heap.html heap.json      show a recording again, here as a page for a browser
-  breaktrace run --baseline b.json -- ./main    in CI: exit status 3 when the heap became worse
-  breaktrace demo                               what malloc makes of the break, on breaktrace itself";
+  breaktrace heap 4242                          leak, or kept by malloc?
+  breaktrace report -o heap.html heap.json      a recording, for a browser
+  breaktrace run --baseline b.json -- ./main    in CI: 3 when it became worse
+  breaktrace demo                               what malloc makes of the break";
 
 const RUN_HELP: &str = "\
-The program owns stdin, stdout, stderr and the exit status: breaktrace ends with the program's exit code, or by the
-same signal. Its own failures exit with 125; 126 when the program cannot be executed, 127 when it is not found; 2 when
+The program owns stdin, stdout, stderr and the exit status: breaktrace ends with the program's exit code, or by the \
+same signal. Its own failures exit with 125; 126 when the program cannot be executed, 127 when it is not found; 2 when \
 the command line is wrong. The report goes to stderr, or where -o says.
 
 Signals to breaktrace: SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the program; SIGUSR1 takes a snapshot.";
 
 const COMPARE_HELP: &str = "\
-The program's standard output is shown once it has ended for the first time; that of later runs is only compared with
-it. Standard error is shown of every run. Its standard input is the same in each run if it is a file, and empty
+The program's standard output is shown once it has ended for the first time; that of later runs is only compared with \
+it. Standard error is shown of every run. Its standard input is the same in each run if it is a file, and empty \
 otherwise. Address space randomization is left out. Ctrl-C ends the program and starts no further run.
 
-Exit status: the program's own; 1 when output or ending differed between runs; 125 when breaktrace failed or was
+Exit status: the program's own; 1 when output or ending differed between runs; 125 when breaktrace failed or was \
 interrupted; 126, 127 and 2 as for `run`.";
 
 const ATTACH_HELP: &str = "\
-Ctrl-C (SIGINT), SIGTERM, --duration or the end of the processes ends the recording; the processes go on as they were:
-running, sleeping or stopped. Being attached to wakes a process once: epoll_wait(2) and a few other calls then return
+Ctrl-C (SIGINT), SIGTERM, --duration or the end of the processes ends the recording; the processes go on as they were: \
+running, sleeping or stopped. Being attached to wakes a process once: epoll_wait(2) and a few other calls then return \
 EINTR. Exit status 0, 1 when attaching or recording failed, 2 when the command line is wrong.
 
 Signals to breaktrace: SIGUSR1 takes a snapshot.";
 
 const HEAP_HELP: &str = "\
-Tells of a process that uses glibc's malloc what its heap's memory is used for, and whether that is a leak: in use (the
+Tells of a process that uses glibc's malloc what its heap's memory is used for, and whether that is a leak: in use (the \
 program has not freed it), kept by malloc (malloc_trim(0) would return it), or fragmented (free, between chunks in use).
-Nothing is loaded into the process, and nothing called in it. It stands still for some milliseconds, while arenas and
+
+Nothing is loaded into the process, and nothing called in it. It stands still for some milliseconds, while arenas and \
 thread caches are read, and runs while the rest is; pages that it never touched, or that are swapped out, stay so.
 
 Examples:
-  breaktrace heap 4242                          one look: what the memory is used for, and what to do
-  breaktrace heap --every 10s 4242              what grows? a line for each look; Ctrl-C ends it
+  breaktrace heap 4242                          one look: what to know and do
+  breaktrace heap --every 10s 4242              what grows? Ctrl-C ends it
   breaktrace heap --every 1s --count 60 4242    the same for a minute
-  breaktrace heap --json 4242 | jq .verdict     for programs: docs/heap-schema.md
-  breaktrace heap --exact -v -o heap.txt 4242   all there is to tell, to the byte
-  breaktrace heap core.4242                     of a program that crashed, or that gcore(1) copied
+  breaktrace heap --json 4242 | jq .verdict     docs/heap-schema.md has more
+  breaktrace heap --exact -v -o heap.txt 4242   all there is, to the byte
+  breaktrace heap core.4242                     of a crash, or from gcore(1)
 
 Exit status 0, 1 when the process cannot be looked at, 2 when the command line is wrong.";
 
@@ -81,26 +82,34 @@ Exit status 0 also when there was nothing to find, 1 when a file cannot be read 
 wrong.";
 
 const CHECK_HELP: &str = "\
-With a baseline, no figure that depends on the program alone may grow. Limits change that, the last one that concerns a
+With a baseline, no figure that depends on the program alone may grow. Limits change that, the last one that concerns a \
 metric counts: those of the file, then those of the command line. A limit is
-  <=64MiB        a cap, which needs no baseline        +5%  +256KiB  +5%,256KiB   growth over the baseline, the larger counts
-  ~5%,64KiB      change either way                     off                        no limit
-`breaktrace metrics` lists the metrics. Several reports are several runs of one program: medians are judged, and what
+  <=64MiB       a cap, which needs no baseline
+  +5%  +256KiB  growth over the baseline; of +5%,256KiB the larger counts
+  ~5%,64KiB     change either way
+  off           no limit
+
+`breaktrace metrics` lists the metrics. Several reports are several runs of one program: medians are judged, and what \
 overlaps with what is allowed is inconclusive.
 
 Examples:
-  breaktrace run --save-baseline heap.json -- ./app --self-test         once, and commit heap.json
-  breaktrace run --baseline heap.json -- ./app --self-test              in CI: exit status 3 when it became worse
-  breaktrace check report.json --baseline heap.json --limits heap.toml  the same of a recording
-  breaktrace check report.json --max heap.peak=64MiB -o verdict.xml     a cap, and a JUnit report
-  breaktrace check report.json --baseline heap.json --update            take it over
+  once, and commit heap.json:
+  breaktrace run --save-baseline heap.json -- ./app --self-test
+  in CI, exit status 3 when it became worse:
+  breaktrace run --baseline heap.json -- ./app --self-test
+  the same of a recording, with limits from a file:
+  breaktrace check report.json --baseline heap.json --limits heap.toml
+  a cap, and a JUnit report:
+  breaktrace check report.json --max heap.peak=64MiB -o verdict.xml
+  take the figures over:
+  breaktrace check report.json --baseline heap.json --update
 
-Exit status 0, 3 when something is worse than it may be or the program did not end as it should, 4 when there is no
+Exit status 0, 3 when something is worse than it may be or the program did not end as it should, 4 when there is no \
 baseline or it is one of something else, 2 when the command line or a limit is wrong, 1 for all other failures.";
 
 const COMPLETIONS_HELP: &str = "\
 Examples:
-  breaktrace completions bash > ~/.local/share/bash-completion/completions/breaktrace
+  echo 'source <(breaktrace completions bash)' >> ~/.bashrc
   breaktrace completions zsh > ~/.zfunc/_breaktrace
   breaktrace completions fish > ~/.config/fish/completions/breaktrace.fish";
 
@@ -806,6 +815,25 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_set_in_columns_in_a_help_text_fits_a_narrow_terminal() {
+        let mut command = Cli::command();
+        command.build();
+        for sub in command.get_subcommands().chain([&command]) {
+            let help = sub.get_after_long_help().or(sub.get_after_help());
+            let text = help.map(ToString::to_string).unwrap_or_default();
+            let mut previous = "";
+            for line in text.lines() {
+                let is_set = line.starts_with("  ");
+                assert!(!is_set || line.len() <= 80, "{line}");
+                // Lines of a paragraph are broken where the terminal ends, and nowhere else.
+                let goes_on = !line.is_empty() && !is_set && !previous.is_empty();
+                assert!(!goes_on || previous.starts_with("  "), "{previous}\n{line}");
+                previous = line;
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use super::HeapDocument;
 use super::Report;
+use super::gate::Baseline;
+use super::gate::Judgement;
+use super::gate::RecordingDiff;
 
 /// A kind of document, and where its schema and its documentation are.
 struct Published {
@@ -20,7 +23,7 @@ struct Published {
     generate: fn() -> schemars::Schema,
 }
 
-const PUBLISHED: [Published; 2] = [
+const PUBLISHED: [Published; 5] = [
     Published {
         name: "Report",
         title: "breaktrace report, version 1",
@@ -37,7 +40,74 @@ const PUBLISHED: [Published; 2] = [
         introduction: HEAP_INTRODUCTION,
         generate: || schemars::schema_for!(HeapDocument),
     },
+    Published {
+        name: "Baseline",
+        title: "breaktrace baseline, version 1",
+        schema: "baseline.v1.schema.json",
+        page: "baseline-schema.md",
+        introduction: BASELINE_INTRODUCTION,
+        generate: || schemars::schema_for!(Baseline),
+    },
+    Published {
+        name: "Judgement",
+        title: "breaktrace judgement, version 1",
+        schema: "judgement.v1.schema.json",
+        page: "judgement-schema.md",
+        introduction: JUDGEMENT_INTRODUCTION,
+        generate: || schemars::schema_for!(Judgement),
+    },
+    Published {
+        name: "RecordingDiff",
+        title: "breaktrace diff, version 1",
+        schema: "diff.v1.schema.json",
+        page: "diff-schema.md",
+        introduction: DIFF_INTRODUCTION,
+        generate: || schemars::schema_for!(RecordingDiff),
+    },
 ];
+
+const BASELINE_INTRODUCTION: &str = "\
+# A baseline as JSON
+
+`breaktrace run --save-baseline FILE` writes one JSON document, to be committed with the program; `breaktrace check --update`
+rewrites it. [`baseline.v1.schema.json`](baseline.v1.schema.json) is its JSON Schema; this page says the same in words.
+Both are generated from the types in `src/report/gate`, and a test fails when they are not up to date.
+
+- `schema` names and numbers the format. Within a version, fields are only added: readers should pass over what they
+  do not know.
+- Metrics are named and explained by `breaktrace metrics`. A metric that was not measured is left out. Of several runs that
+  differ, all values are kept, in order of size.
+- Keys are sorted, and there are no times, process numbers or addresses: a change of the file is a change of the program.
+";
+
+const JUDGEMENT_INTRODUCTION: &str = "\
+# A judgement as JSON
+
+`breaktrace check --json` and `breaktrace check -o FILE.json` write one JSON document, and so does `breaktrace run` with
+`--verdict FILE.json`. [`judgement.v1.schema.json`](judgement.v1.schema.json) is its JSON Schema; this page says the same in words. Both
+are generated from the types in `src/report/gate`, and a test fails when they are not up to date.
+
+- `schema` names and numbers the format. Within a version, fields are only added: readers should pass over what they
+  do not know.
+- `verdict` and the exit code say the same: see [In CI](ci.md). `breaktrace metrics` explains each metric.
+- What was not measured is `null`, and never 0.
+- Sentences (`notes`) are for people and change from version to version.
+";
+
+const DIFF_INTRODUCTION: &str = "\
+# A difference as JSON
+
+`breaktrace diff BEFORE AFTER --json` and `-o FILE.json` write one JSON document.
+[`diff.v1.schema.json`](diff.v1.schema.json) is its JSON Schema; this page says the same in words. Both are generated from the
+types in `src/report/gate`, and a test fails when they are not up to date.
+
+- `schema` names and numbers the format. Within a version, fields are only added: readers should pass over what they
+  do not know.
+- Sizes are bytes, as integers; a `delta` is what is more afterwards, so less is negative. `breaktrace metrics` explains each
+  metric.
+- What one side does not have is `null`, and never 0.
+- Sentences (`differences`, `notes`) are for people and change from version to version.
+";
 
 const HEAP_INTRODUCTION: &str = "\
 # A look at a heap as JSON

@@ -30,6 +30,7 @@ pub(super) const MOST_PATHS: usize = 40;
 
 /// What the runs measured: one value if all were equal, otherwise each run's, in order of size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Measurement {
     /// All runs measured this.
@@ -63,6 +64,7 @@ impl Measurement {
 
 /// Where a baseline was recorded; told, and not held against another machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RecordedOn {
     /// Kernel release.
     pub kernel: String,
@@ -75,6 +77,7 @@ pub type Measurements = BTreeMap<String, Measurement>;
 
 /// What a program's heap was once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Baseline {
     /// Which schema this document follows.
     pub schema: Schema,

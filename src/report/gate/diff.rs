@@ -40,6 +40,7 @@ const OF_PROGRAMS: [&str; 4] = ["heap.peak", "heap.end", "break.grown", "mapped.
 
 /// One of the two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Side {
     /// The file that it was read from; `null` when nobody said.
     pub file: Option<String>,
@@ -61,6 +62,7 @@ pub struct Side {
 
 /// One metric on both sides.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MetricChange {
     /// Its name.
     pub metric: String,
@@ -84,6 +86,7 @@ pub struct MetricChange {
 
 /// Whether a step came or went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepChangeKind {
     /// It is in the second recording only.
@@ -94,6 +97,7 @@ pub enum StepChangeKind {
 
 /// A move of the break that only one of the recordings has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StepChange {
     /// Which.
     pub kind: StepChangeKind,
@@ -111,6 +115,7 @@ pub struct StepChange {
 
 /// What changed between two recordings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RecordingDiff {
     /// Which schema this document follows.
     pub schema: Schema,

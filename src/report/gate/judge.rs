@@ -36,6 +36,7 @@ pub const JUDGEMENT_SCHEMA_VERSION: u32 = 1;
 
 /// What came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Everything that is limited is within its limits.
@@ -48,6 +49,7 @@ pub enum Verdict {
 
 /// What came out for one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MetricOutcome {
     /// Beyond its limit.
@@ -70,6 +72,7 @@ pub enum MetricOutcome {
 
 /// One metric, judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct JudgedMetric {
     /// Its name.
     pub metric: String,
@@ -125,6 +128,7 @@ impl JudgedMetric {
 
 /// How the program's end was judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct JudgedEnding {
     /// As it should be.
     pub expected: Outcome,
@@ -136,6 +140,7 @@ pub struct JudgedEnding {
 
 /// A recording, judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Judgement {
     /// Which schema this document follows.
     pub schema: Schema,

@@ -11,6 +11,7 @@ use crate::report::SpaceReport;
 
 /// What a metric counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MetricUnit {
     /// Bytes.
@@ -25,6 +26,7 @@ pub enum MetricUnit {
 
 /// Which way is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
     /// Less is better.
@@ -35,6 +37,7 @@ pub enum Better {
 
 /// How a metric of a recording follows from its address spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Combined {
     /// The largest of all: sizes.

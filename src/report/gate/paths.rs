@@ -13,6 +13,7 @@ const MOST_CHANGES: usize = 50;
 
 /// What became of a call path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PathChange {
     /// Its functions, innermost first.
     pub path: String,

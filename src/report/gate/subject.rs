@@ -26,6 +26,7 @@ const PATH_DEPTH: usize = 12;
 
 /// What must be the same for figures to be comparable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fingerprint {
     /// Architecture, such as `x86_64`.
     pub architecture: String,
@@ -43,6 +44,7 @@ pub struct Fingerprint {
 
 /// How much memory a call path asked for, over all address spaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PathFigures {
     /// Bytes by which break and anonymous memory grew.
     pub grown_bytes: u64,
